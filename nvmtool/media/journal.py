@@ -1,0 +1,329 @@
+"""The one transaction mechanism: a redo log of words over a private view (docs/format.md, section 10).
+
+A transaction changes words in the store's private view. `commit` makes fresh blocks durable at home, then appends one record with
+the changed words to the log; with that the transaction has happened. Nothing else goes home until `checkpoint`: committed
+changes live in the view, which every later open rebuilds from the log. A checkpoint writes the changed blocks home, fences,
+and voids the log by storing the next generation.
+
+Crash anywhere: the records up to the last whole one count. Values are absolute, so applying them again changes nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DamagedError, NvmtoolError
+from . import word
+from .checksum import crc32c
+from .store import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from .store import Chunk, Store
+    from .word import Words
+
+    Indexes = NDArray[np.int64]
+
+LOG_RECORD = np.dtype(
+    [
+        ("magic", "S8"),
+        ("generation", "<u8"),
+        ("sequence", "<u8"),
+        ("nwords", "<u4"),
+        ("nblocks", "<u4"),
+        ("reserved", "<u4"),
+        ("crc", "<u4"),
+    ]
+)
+assert LOG_RECORD.itemsize == 40
+RECORD_MAGIC = b"NVMLOGR"
+MIN_LOG_BLOCKS = 32
+
+LOG = 0x70
+_GENERATION_PLACE = word.place(LOG, 0, 0)
+_WORDS_PER_PAGE = PAGE // 8
+_CRC_OFFSET = LOG_RECORD.itemsize - 4
+
+
+class Journal:
+    """Transactions over one store.
+
+    `words` (memoryview of u8) and `array` (the same as a numpy array) are the current state, indexed by word; change them through
+    `set_word` and `set_words` alone. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log_start: int,
+        log_blocks: int,
+        *,
+        writable: bool,
+        no_readers: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Replay the log into the view; a writable journal also moves what it found home.
+
+        `no_readers` gives a context in which no other process reads the image; checkpoints run inside it.
+        """
+        self.store = store
+        self.array: Words = store.view.view("<u8")
+        self.words = memoryview(store.view).cast("B").cast("Q")
+        self.on_commit: list[Callable[[], None]] = []
+        self.on_rollback: list[Callable[[], None]] = []
+        self.on_checkpoint: list[Callable[[], None]] = []
+        self.writable = writable
+        self._no_readers = no_readers
+        self._start = log_start * PAGE
+        self._end = (log_start + log_blocks) * PAGE
+        self._scalars: list[tuple[int, int]] = []
+        self._arrays: list[tuple[Indexes, Words]] = []
+        self._array_words = 0
+        self._fresh = np.zeros(store.size // PAGE, bool)
+        self._fresh_blocks: list[int] = []
+        self._logged: list[int] = []
+        self._changed_pages: list[Indexes] = []
+        self.generation = self._read_generation()
+        self.sequence = 0
+        self._tail = self._start + PAGE
+        self._replay()
+        if writable and self.sequence:
+            self.checkpoint()
+
+    @staticmethod
+    def format(store: Store, log_start: int) -> None:
+        """Store the first generation word of an empty log; the caller fences."""
+        first = word.pointer(word.NUMBER, 1, _GENERATION_PLACE)
+        store.store_bytes(log_start * PAGE, [first.to_bytes(8, "little") + bytes(PAGE - 8)])
+
+    @property
+    def max_words(self) -> int:
+        """How many words one transaction may change: its record fills at most half the log."""
+        return ((self._end - self._start) // 2 - PAGE) // 16
+
+    @property
+    def pending_words(self) -> int:
+        """How many word changes wait for the commit (the same word counts each time)."""
+        return len(self._scalars) + self._array_words
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no transaction is open."""
+        return not (self._scalars or self._arrays or self._fresh_blocks or self._logged)
+
+    def set_word(self, index: int, value: int) -> None:
+        """Change one word in the open transaction."""
+        self._scalars.append((index, self.words[index]))
+        self.words[index] = value
+
+    def set_words(self, indexes: Indexes, values: Words) -> None:
+        """Change words in the open transaction; the indexes must be distinct."""
+        if len(indexes):
+            if self._scalars:  # keep the order of changes, which rollback undoes backwards
+                self._fold_scalars()
+            self._arrays.append((indexes, self.array[indexes]))
+            self._array_words += len(indexes)
+            self.array[indexes] = values
+
+    def add_fresh(self, block: int, content: Chunk | None = None) -> None:
+        """Enter a block that nothing durable names yet: the commit writes it home whole, and its words need no log.
+
+        Without content the block starts as zeros.
+        """
+        start = block * PAGE
+        if content is None:
+            self.store.view[start : start + PAGE] = 0
+        else:
+            memoryview(self.store.view)[start : start + PAGE] = content
+        self._fresh[block] = True
+        self._fresh_blocks.append(block)
+
+    def add_data(self, block: int, content: Chunk) -> None:
+        """Carry a data block in the log record itself: durable with the commit, in the same write."""
+        start = block * PAGE
+        memoryview(self.store.view)[start : start + PAGE] = content
+        self._logged.append(block)
+
+    def store_data(self, block: int, chunks: list[Chunk]) -> None:
+        """Store data at home in consecutive free blocks; the commit makes them durable before it names them."""
+        self.store.store_bytes(block * PAGE, chunks)
+
+    def commit(self) -> None:
+        """Make the open transaction durable; on return it survives power loss.
+
+        On a journal opened for reading this is a rehearsal: the view changes, nothing is stored. Raises StorageError or NoSpaceError
+        from the medium; then call `rollback`.
+        """
+        if self.writable:
+            self._commit_durably()
+        self._fresh[self._fresh_blocks] = False
+        self._forget()
+        for listener in self.on_commit:
+            listener()
+        if self._tail - self._start > (self._end - self._start) // 2:
+            self.checkpoint()
+
+    def _commit_durably(self) -> None:
+        if self.is_idle:
+            self.store.fence()
+            return
+        changed = self._changed_words()
+        for first, length in runs(np.sort(np.array(self._fresh_blocks, np.int64))):
+            self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])
+        # The log record names fresh blocks and data: all of them must be durable before it.
+        self.store.fence()
+        self._append(changed)
+        self._changed_pages.append(np.unique(changed // _WORDS_PER_PAGE))
+        self._changed_pages.append(np.array(self._fresh_blocks + self._logged, np.int64))
+
+    def rollback(self) -> None:
+        """Undo the open transaction in the view; nothing of it was durable."""
+        self._fold_scalars()
+        for indexes, old in reversed(self._arrays):
+            self.array[indexes] = old
+        dropped = np.array(self._fresh_blocks + self._logged, np.int64)
+        self._fresh[self._fresh_blocks] = False
+        self._drop_private(dropped)
+        self._forget()
+        for listener in self.on_rollback:
+            listener()
+
+    def checkpoint(self) -> None:
+        """Move all committed changes home and void the log; raises BusyError while readers stay."""
+        assert self.is_idle, "a checkpoint inside a transaction would make half of it durable"
+        if self.writable:
+            if self.sequence == 0:
+                return
+            self._move_home()
+        for listener in self.on_checkpoint:
+            listener()
+
+    def _move_home(self) -> None:
+        pages = np.unique(np.concatenate(self._changed_pages))
+        with self._no_readers():
+            for first, length in runs(pages):
+                self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])
+            # All must be home before the records that could bring it there are void.
+            self.store.fence()
+            following = word.pointer(word.NUMBER, self.generation + 1, _GENERATION_PLACE)
+            self.store.store_word(self._start, following)
+            # The records must be void before the space they were written in is used again.
+            self.store.fence()
+        self._drop_private(pages)
+        self._changed_pages.clear()
+        self.generation += 1
+        self.sequence = 0
+        self._tail = self._start + PAGE
+
+    def _read_generation(self) -> int:
+        stored = self.words[self._start >> 3]
+        return word.open_pointer(stored, word.NUMBER, _GENERATION_PLACE, 1 << 51, "log generation", self._start)
+
+    def _replay(self) -> None:
+        for indexes, values, blocks, contents in self._iter_records():
+            self.array[indexes] = values
+            pages = self.store.view.reshape(-1, PAGE)
+            pages[blocks] = contents
+            self._changed_pages += [np.unique(indexes // _WORDS_PER_PAGE), blocks]
+
+    def _iter_records(self) -> Iterator[tuple[Indexes, Words, Indexes, NDArray[np.uint8]]]:
+        """Yield (word indexes, values, block numbers, block contents) of each valid record in order."""
+        view = memoryview(self.store.view)
+        while self._tail + LOG_RECORD.itemsize <= self._end:
+            head = np.frombuffer(view, LOG_RECORD, 1, self._tail)[0]
+            nwords, nblocks = int(head["nwords"]), int(head["nblocks"])
+            size = LOG_RECORD.itemsize + 16 * nwords + (8 + PAGE) * nblocks
+            if (
+                bytes(head["magic"]) != RECORD_MAGIC
+                or int(head["generation"]) != self.generation
+                or int(head["sequence"]) != self.sequence
+                or self._tail + size > self._end
+            ):
+                return
+            record = bytearray(view[self._tail : self._tail + size])
+            record[_CRC_OFFSET : LOG_RECORD.itemsize] = bytes(4)
+            if crc32c(record) != int(head["crc"]):
+                return
+            body = np.frombuffer(record, "<u8", 2 * nwords + nblocks, LOG_RECORD.itemsize)
+            indexes, values, blocks = np.split(body, [nwords, 2 * nwords])
+            contents = np.frombuffer(record, np.uint8, PAGE * nblocks, size - PAGE * nblocks).reshape(-1, PAGE)
+            self._check_targets(indexes, blocks)
+            yield indexes.astype(np.int64), values, blocks.astype(np.int64), contents
+            self.sequence += 1
+            self._tail += -(-size // PAGE) * PAGE
+
+    def _check_targets(self, indexes: Words, blocks: Words) -> None:
+        pages = np.concatenate([indexes // _WORDS_PER_PAGE, blocks])
+        inside_log = (pages >= self._start // PAGE) & (pages < self._end // PAGE)
+        if (pages >= self.store.size // PAGE).any() or inside_log.any():
+            raise DamagedError(f"log record {self.sequence} at 0x{self._tail:x}: names a block that it must not change")
+
+    def _append(self, changed: Indexes) -> None:
+        nblocks = len(self._logged)
+        head = np.zeros(1, LOG_RECORD)
+        head[0] = (RECORD_MAGIC, self.generation, self.sequence, len(changed), nblocks, 0, 0)
+        blocks = np.array(self._logged, "<u8")
+        chunks: list[Chunk] = [b"", changed.astype("<u8").tobytes(), self.array[changed].tobytes(), blocks.tobytes()]
+        chunks += [self._view_bytes(block, 1) for block in self._logged]
+        record = bytearray(head.tobytes() + b"".join(chunks))
+        record[_CRC_OFFSET : LOG_RECORD.itemsize] = crc32c(record).to_bytes(4, "little")
+        padded = -(-len(record) // PAGE) * PAGE
+        if self._tail + padded > self._end:
+            raise NvmtoolError(f"{self.store.path}: a transaction of {len(changed)} words does not fit the log")
+        record.extend(bytes(padded - len(record)))
+        self.store.store_durable(self._tail, [record])
+        self._tail += padded
+        self.sequence += 1
+
+    def _changed_words(self) -> Indexes:
+        self._fold_scalars()
+        changed = [indexes for indexes, _ in self._arrays]
+        if len(changed) == 1 and len(changed[0]) < 2:
+            merged = changed[0]
+        else:
+            merged = np.unique(np.concatenate(changed)) if changed else np.empty(0, np.int64)
+        return merged[~self._fresh[merged // _WORDS_PER_PAGE]]
+
+    def _fold_scalars(self) -> None:
+        if self._scalars:
+            # Oldest value wins for a word that changed twice: undoing runs backwards, so keep the first of each.
+            first: dict[int, int] = {}
+            for index, old in self._scalars:
+                first.setdefault(index, old)
+            self._arrays.append((np.fromiter(first, np.int64, len(first)), np.fromiter(first.values(), "<u8", len(first))))
+            self._array_words += len(first)
+            self._scalars.clear()
+
+    def _forget(self) -> None:
+        self._scalars.clear()
+        self._arrays.clear()
+        self._array_words = 0
+        self._fresh_blocks.clear()
+        self._logged.clear()
+
+    def _view_bytes(self, block: int, nblocks: int) -> memoryview:
+        return memoryview(self.store.view)[block * PAGE : (block + nblocks) * PAGE]
+
+    def _drop_private(self, blocks: Indexes) -> None:
+        for first, length in runs(np.unique(blocks)):
+            self.store.drop_private(first * PAGE, length * PAGE)
+
+
+def runs(numbers: Indexes) -> Iterator[tuple[int, int]]:
+    """Yield (first, length) of each run of consecutive numbers in a sorted array of distinct ones."""
+    if len(numbers):
+        starts, lengths = run_arrays(numbers)
+        yield from zip(starts.tolist(), lengths.tolist(), strict=True)
+
+
+def run_arrays(numbers: Indexes) -> tuple[Indexes, Indexes]:
+    """Return the first numbers and the lengths of the runs of consecutive numbers; the order is kept."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    bounds = np.concatenate([[0], breaks, [len(numbers)]])
+    return numbers[bounds[:-1]] if len(numbers) else numbers, np.diff(bounds)

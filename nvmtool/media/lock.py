@@ -1,0 +1,77 @@
+"""Open-file-description locks on one byte each: they die with the process, and name their holder.
+
+Two bytes far past any file's end serve a device image (DESIGN 3.8):
+
+- `WRITER`: held exclusively by the one process that changes the image.
+- `CHECKPOINT`: held shared by every reader for as long as it reads, and exclusively by the writer for the moments in which it
+  moves logged changes home. Since blocks are reused only after that, a reader sees one state of the image, however long it takes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from pathlib import Path
+
+from ..errors import BusyError
+
+WRITER = (1 << 62) + 0
+CHECKPOINT = (1 << 62) + 1
+
+_OFD_SETLK = 37
+_POLL_SECONDS = 0.005
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
+
+
+def try_lock(fd: int, byte: int, *, exclusive: bool) -> bool:
+    """Take the lock at once or return False; raises OSError where the file system has no locks."""
+    try:
+        fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK, byte))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def lock(fd: int, path: Path, byte: int, *, exclusive: bool, seconds: float) -> None:
+    """Take the lock, waiting at most some seconds; raises BusyError that names the holder."""
+    deadline = time.monotonic() + seconds
+    while not try_lock(fd, byte, exclusive=exclusive):
+        if time.monotonic() >= deadline:
+            raise BusyError(f"{path}: in use by {holder(path)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def unlock(fd: int, byte: int) -> None:
+    """Give the lock back; harmless when it is not held."""
+    fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+
+
+def holder(path: Path) -> str:
+    """Describe the processes that hold such a lock on the file, from /proc; needs the right to look at them."""
+    wanted = os.stat(path)
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid() and _holds(process, wanted):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            found.append(f"process {process.name} ({command[:80]})")
+    return ", ".join(found) or "another process"
+
+
+def _holds(process: Path, wanted: os.stat_result) -> bool:
+    try:
+        for link in (process / "fd").iterdir():
+            status = link.stat()
+            if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                if "OFDLCK" in (process / "fdinfo" / link.name).read_text():
+                    return True
+    except OSError:  # the process ended meanwhile, or is not ours to look at
+        return False
+    return False
