@@ -1,0 +1,268 @@
+"""A device image: open it, lock it, and reach its regions."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, StorageError, UsageError
+from ..media import lock, word
+from ..media.journal import Journal
+from ..media.store import open_store, translated
+from . import layout as lay
+from .blocks import Blocks
+from .header import Header, choose_header
+from .mass import MassStore
+from .records import RecordTable, check_name
+from .region import Region
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..media.store import Store
+    from .records import Record
+
+_WRITER_WAIT_SECONDS = 1.0
+_READER_WAIT_SECONDS = 10.0
+_CHECKPOINT_WAIT_SECONDS = 60.0
+
+MAPPINGS = ("virtblock", "direct")
+
+
+class Device:
+    """An open device image. Use it as a context manager; leaving it flushes what was written, unless an exception passes.
+
+    A writable device is this process's alone among writers; readers see the state of the moment in which they opened.
+    """
+
+    def __init__(self, store: Store, header: Header, mass: MassStore | None, *, writable: bool, fd: int = -1) -> None:
+        """Stand on an open store; `open` is the usual way."""
+        self.path = store.path
+        self.header = header
+        self.store = store
+        self.mass = mass
+        self.writable = writable
+        self._fd = fd
+        self._regions: dict[int, Region] = {}
+        # What a writable open completed because an earlier process was cut off in it: (region, snapshot or None).
+        self.resumed: set[tuple[str, str | None]] = set()
+        self.journal = Journal(store, header.log_start, header.log_blocks, writable=writable, no_readers=self._no_readers)
+        self.blocks = Blocks(self.journal, header)
+        self.slots = Slots(self.journal, self.blocks, mass)
+        index = lay.field_index(lay.ROOT, "region_table")
+        self._table = RecordTable(
+            self.journal,
+            self.blocks,
+            lay.REGION_RECORD,
+            label="region table entry",
+            region=0,
+            structures=(lay.REGIONS_PLACE, lay.REGION_LEAF_PLACE),
+            top=(lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + index, word.place(lay.ROOT_PLACE, 0, index)),
+        )
+        self.journal.on_rollback.append(self._forget_cached)
+
+    @classmethod
+    def open(cls, path: str | Path, *, writable: bool = False, mass: str | Path | None = None) -> Device:
+        """Open an image with its mass store, and finish what a killed process left when it is writable.
+
+        Raises FormatError, DamagedError, BusyError, NotFoundError or StorageError.
+        """
+        path = Path(path)
+        fd = _open_image(path, writable=writable)
+        mass_store = None
+        try:
+            header = read_header(path, fd)
+            if writable:
+                lock.lock(fd, path, lock.WRITER, exclusive=True, seconds=_WRITER_WAIT_SECONDS)
+            else:
+                lock.lock(fd, path, lock.CHECKPOINT, exclusive=False, seconds=_READER_WAIT_SECONDS)
+            store = open_store(path, fd, header.size_blocks * lay.BLOCK_SIZE, writable=writable)
+            mass_path = Path(mass) if mass is not None else mass_location(path, header)
+            device = cls(store, header, None, writable=writable, fd=fd)
+            mass_store = MassStore.open(
+                mass_path,
+                expected_uuid=header.mass_uuid,
+                device_uuid=header.uuid,
+                min_slots=device.slots.end(),
+                writable=writable,
+            )
+            device.mass = device.slots.mass = mass_store
+            if writable:
+                device.resume()
+        except BaseException:
+            if mass_store is not None:
+                mass_store.close()
+            _release(fd)
+            raise
+        return device
+
+    def __enter__(self) -> Self:
+        """Return the device."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Flush and close; after an exception close without flushing."""
+        self.close(flush=error is None)
+
+    @property
+    def records(self) -> RecordTable:
+        """The region table."""
+        return self._table
+
+    def regions(self) -> list[Region]:
+        """Return the regions in the order of their records."""
+        return [self.any_region(record) for record in self._table if not record.get("flags") & lay.DELETING]
+
+    def region(self, name: str | None = None) -> Region:
+        """Return a region by its name, or the only one there is; raises NotFoundError, or UsageError when there are several."""
+        if name is None:
+            regions = self.regions()
+            if len(regions) != 1:
+                names = ", ".join(region.name for region in regions)
+                if not regions:
+                    raise NotFoundError(f"{self.path}: has no region yet; create one with: nvmtool region create {self.path} NAME --size SIZE")
+                raise UsageError(f"{self.path}: has several regions, name one of them with --region: {names}")
+            return regions[0]
+        record = self._table.find(name)
+        if record is None or record.get("flags") & lay.DELETING:
+            raise NotFoundError(f"{self.path}: no region {name!r}")
+        return self.any_region(record)
+
+    def create_region(self, name: str, size_bytes: int, mapping: str = "virtblock") -> Region:
+        """Create an empty region; durable on return.
+
+        Raises UsageError for a size or name that cannot be, ExistsError, or NoSpaceError.
+        """
+        self.require(dry_run=False)
+        check_name(name)
+        if mapping not in MAPPINGS:
+            raise UsageError(f"mapping {mapping!r}: must be one of {', '.join(MAPPINGS)}")
+        most = lay.MAX_REGION_BLOCKS * lay.BLOCK_SIZE
+        if not 0 < size_bytes <= most or size_bytes % lay.BLOCK_SIZE:
+            raise UsageError(f"region size {size_bytes}: must be a multiple of {lay.BLOCK_SIZE} from {lay.BLOCK_SIZE} to {most}")
+        if self._table.find(name) is not None:
+            raise ExistsError(f"{self.path}: region {name!r} exists already")
+        with self.transaction():
+            record = self._table.create()
+            values = dict.fromkeys(self._table.fields, 0)
+            values.update(size_blocks=size_bytes // lay.BLOCK_SIZE, created=time.time_ns() // 1000, state=1, next_state=2)
+            values["flags"] = lay.VIRTBLOCK_MAPPING if mapping == "virtblock" else 0
+            for field in values.keys() - {"id", "name", "spare", "root", "array", "snapshot_table"}:
+                record.put(field, values[field])
+            record.id = record.number + 1
+            record.name = name
+        return self.any_region(record)
+
+    def delete_region(self, name: str, progress: object = None, *, dry_run: bool = False) -> object:
+        """Delete a region with all its snapshots; see `nvmtool.region.sweep.delete_region`."""
+        from .sweep import delete_region
+
+        return delete_region(self, name, progress=progress, dry_run=dry_run)  # type: ignore[arg-type]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what happens inside; roll it back when an exception passes."""
+        try:
+            yield
+            self.journal.commit()
+        except BaseException:
+            self.journal.rollback()
+            raise
+
+    def resume(self) -> None:
+        """Finish deletions that a killed process began."""
+        from .sweep import finish_deletions
+
+        finish_deletions(self)
+
+    def require(self, *, dry_run: bool) -> None:
+        """Raise RefusedError unless the device was opened for this: a dry run rehearses on one opened for reading."""
+        if self.writable == dry_run:
+            raise RefusedError(f"{self.path}: opened for {'writing, a dry run needs reading' if dry_run else 'reading'}")
+
+    def flush(self) -> None:
+        """Make all writes to all regions durable."""
+        for region in self._regions.values():
+            region.flush()
+
+    def close(self, *, flush: bool = True) -> None:
+        """Close the image; its log is left empty unless readers are still there."""
+        try:
+            if self.writable and flush:
+                self.flush()
+                with suppress(BusyError):  # the log keeps what cannot go home while somebody reads
+                    self.journal.checkpoint()
+        finally:
+            if self.mass is not None:
+                self.mass.close()
+                self.mass = self.slots.mass = None
+            self.store.close()
+            if self._fd >= 0:
+                _release(self._fd)
+                self._fd = -1
+
+    def any_region(self, record: Record) -> Region:
+        """Return the region of a record, one that is being deleted too."""
+        found = self._regions.get(record.number)
+        if found is None:
+            found = self._regions[record.number] = Region(self, record)
+        return found
+
+    def forget_region(self, number: int) -> None:
+        """Drop the region object of a record that is being deleted."""
+        self._regions.pop(number, None)
+
+    def _forget_cached(self) -> None:
+        for region in self._regions.values():
+            region.forget_cached()
+
+    @contextmanager
+    def _no_readers(self) -> Iterator[None]:
+        if self._fd < 0:
+            yield
+            return
+        lock.lock(self._fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            lock.unlock(self._fd, lock.CHECKPOINT)
+
+
+def read_header(path: Path, fd: int) -> Header:
+    """Return the header in force; raises FormatError or DamagedError, also when the file is shorter than it says."""
+    both = os.pread(fd, 2 * lay.BLOCK_SIZE, 0)
+    if len(both) < 2 * lay.BLOCK_SIZE:
+        both = both.ljust(2 * lay.BLOCK_SIZE, b"\0")
+    header, _, _ = choose_header(both[: lay.BLOCK_SIZE], both[lay.BLOCK_SIZE :], path)
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if size < header.size_blocks * lay.BLOCK_SIZE:
+        raise DamagedError(f"{path}: truncated: {size} bytes, the header says {header.size_blocks * lay.BLOCK_SIZE}")
+    return header
+
+
+def mass_location(path: Path, header: Header) -> Path:
+    """Return where the header says that the mass store is."""
+    return path.parent / header.mass_path
+
+
+def _open_image(path: Path, *, writable: bool) -> int:
+    with translated(path):
+        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(fd)
+        raise StorageError(f"{path}: neither a regular file nor a block device (device DAX has no private mappings; use fsdax)")
+    return fd
+
+
+def _release(fd: int) -> None:
+    # A mapping keeps the open file description alive, and with it the locks: give them back by name.
+    with suppress(OSError):
+        lock.unlock(fd, lock.WRITER)
+        lock.unlock(fd, lock.CHECKPOINT)
+    os.close(fd)

@@ -1,0 +1,195 @@
+"""The mass store: a file of 4 KiB slots, paired with one device image by UUID.
+
+The device image says which slots are in use and what they must hold; this module only moves bytes. Slots are written before the
+transaction that names them commits, and given back to the file system after no reader can name them any more.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DamagedError, ExistsError, FormatError, StorageError
+from ..media import sysio
+from ..media.checksum import crc32c
+from ..media.journal import run_arrays, runs
+from ..media.newfile import NewFile
+from ..media.store import translated, write_all
+from . import layout as lay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from ..media.store import Chunk
+
+    SlotNumbers = NDArray[np.int64]
+
+
+class MassStore:
+    """An open mass store. Slot numbers are int64 arrays or ints, from 1 on."""
+
+    def __init__(self, path: Path, fd: int, *, writable: bool) -> None:
+        """Take over an open descriptor whose header was checked."""
+        self.path = path
+        self._can_punch = writable
+        self._fd = fd
+        self._dirty = False
+        self._dead = False
+
+    @staticmethod
+    def format(new: NewFile, store_uuid: bytes, device_uuid: bytes) -> None:
+        """Write the header of an empty mass store into a new file."""
+        header = np.zeros(1, lay.MASS_HEADER)
+        fields = header[0]
+        fields["magic"], fields["version"], fields["block_size"] = lay.MASS_MAGIC, lay.VERSION, lay.BLOCK_SIZE
+        fields["uuid"], fields["device_uuid"] = np.void(store_uuid), np.void(device_uuid)
+        fields["crc"] = crc32c(header.tobytes())
+        with translated(new.path):
+            os.pwrite(new.fd, header.tobytes().ljust(lay.BLOCK_SIZE, b"\0"), 0)
+
+    @classmethod
+    def open(cls, path: Path, *, expected_uuid: bytes, device_uuid: bytes, min_slots: int, writable: bool) -> MassStore:
+        """Open the store that belongs to a device image.
+
+        Raises StorageError when it is missing, FormatError when it is another file, DamagedError when it is too short.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        except OSError as error:
+            raise StorageError(f"{path}: mass store cannot be opened: {error.strerror}; use --mass if it was moved") from error
+        try:
+            found = _read_header(path, fd)
+            if found != (expected_uuid, device_uuid):
+                raise FormatError(
+                    f"{path}: mass store {uuid.UUID(bytes=found[0])} belongs to device {uuid.UUID(bytes=found[1])}; "
+                    f"expected mass store {uuid.UUID(bytes=expected_uuid)} of device {uuid.UUID(bytes=device_uuid)}"
+                )
+            size = sysio.file_size(fd)
+            if size < min_slots * lay.BLOCK_SIZE:
+                raise DamagedError(f"{path}: mass store has {size} bytes, its slots end at {min_slots * lay.BLOCK_SIZE}")
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, writable=writable)
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's size; its free slots are holes."""
+        return sysio.file_size(self._fd)
+
+    def write(self, slots: SlotNumbers, chunks: Sequence[Chunk]) -> None:
+        """Write chunks that together fill the slots in order; each chunk may span several of a run.
+
+        Raises NoSpaceError when the file system is full; nothing names these slots yet.
+        """
+        self._dirty = True
+        starts, lengths = run_arrays(slots)
+        position = 0
+        for first, nslots in zip(starts.tolist(), lengths.tolist(), strict=True):
+            wanted = nslots * lay.BLOCK_SIZE
+            batch: list[Chunk] = []
+            while wanted:
+                batch.append(chunks[position])
+                wanted -= len(chunks[position])
+                position += 1
+            with translated(self.path):
+                write_all(self._fd, first * lay.BLOCK_SIZE, batch)
+
+    def start_writeback(self, first: int, nslots: int) -> None:
+        """Let the kernel begin to write these slots."""
+        sysio.start_writeback(self._fd, first * lay.BLOCK_SIZE, nslots * lay.BLOCK_SIZE)
+
+    def fence(self) -> None:
+        """Return when all written slots are durable; raises StorageError, after which the handle is dead."""
+        if self._dead:
+            raise StorageError(f"{self.path}: an earlier flush failed")
+        if self._dirty:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                self._dead = True
+                raise StorageError(f"{self.path}: flush failed: {error.strerror}") from error
+            self._dirty = False
+
+    def read(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> NDArray[np.uint8]:
+        """Return the slots' contents, shape (n, 4096), each proven by its CRC-32C; raises DamagedError."""
+        out = np.empty((len(slots), lay.BLOCK_SIZE), np.uint8)
+        view = memoryview(out.reshape(-1))
+        starts, lengths = run_arrays(slots)
+        done = 0
+        for first, nslots in zip(starts.tolist(), lengths.tolist(), strict=True):
+            end = done + nslots * lay.BLOCK_SIZE
+            self._read_exactly(view[done:end], first * lay.BLOCK_SIZE)
+            done = end
+        for position, (slot, expected) in enumerate(zip(slots.tolist(), crcs.tolist(), strict=True)):
+            found = crc32c(view[position * lay.BLOCK_SIZE : (position + 1) * lay.BLOCK_SIZE])
+            if found != expected:
+                raise DamagedError(
+                    f"{self.path}: slot {slot} at 0x{slot * lay.BLOCK_SIZE:x}: checksum 0x{found:08x}, expected 0x{expected:08x}"
+                )
+        return out
+
+    def punch(self, slots: SlotNumbers) -> None:
+        """Give slots back to the file system where it can take them."""
+        for first, nslots in runs(np.unique(slots)):
+            if self._can_punch:
+                with translated(self.path):
+                    self._can_punch = sysio.punch_hole(self._fd, first * lay.BLOCK_SIZE, nslots * lay.BLOCK_SIZE)
+
+    def iter_data(self) -> list[tuple[int, int]]:
+        """Return (first slot, slots) of the ranges that occupy storage, the header left out."""
+        found = []
+        position, end = lay.BLOCK_SIZE, self.size_bytes
+        while position < end:
+            try:
+                start = os.lseek(self._fd, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                break
+            position = os.lseek(self._fd, start, os.SEEK_HOLE)
+            first = -(-start // lay.BLOCK_SIZE)
+            found.append((first, -(-position // lay.BLOCK_SIZE) - first))
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _read_exactly(self, view: memoryview, offset: int) -> None:
+        while view:
+            try:
+                count = os.preadv(self._fd, [view], offset)
+            except OSError as error:
+                raise StorageError(f"{self.path}: reading at 0x{offset:x}: {error.strerror}") from error
+            if count == 0:
+                raise DamagedError(f"{self.path}: mass store ends at 0x{offset:x}, inside a slot that is in use")
+            view, offset = view[count:], offset + count
+
+
+def check_new_mass(path: Path, *, force: bool) -> None:
+    """Raise ExistsError when a file that must not be overwritten is in the new mass store's place."""
+    if path.exists() and path.stat().st_size and not force:
+        raise ExistsError(f"{path}: exists already; --force overwrites it")
+
+
+def _read_header(path: Path, fd: int) -> tuple[bytes, bytes]:
+    block = os.pread(fd, lay.BLOCK_SIZE, 0)
+    if len(block) < lay.BLOCK_SIZE:
+        raise DamagedError(f"{path}: mass store is cut off inside its header ({len(block)} bytes)")
+    record = np.frombuffer(block, lay.MASS_HEADER, 1)[0]
+    if bytes(record["magic"]) != lay.MASS_MAGIC:
+        raise FormatError(f"{path}: not a mass store (magic {block[:8]!r})")
+    if int(record["version"]) != lay.VERSION:
+        raise FormatError(f"{path}: mass store version {int(record['version'])}; this nvmtool knows {lay.VERSION}")
+    bare = record.copy()
+    bare["crc"] = 0
+    if crc32c(bare.tobytes()) != int(record["crc"]) or any(block[lay.MASS_HEADER.itemsize :]):
+        raise DamagedError(f"{path}: mass store header checksum is wrong")
+    if int(record["block_size"]) != lay.BLOCK_SIZE:
+        raise FormatError(f"{path}: mass store block size {int(record['block_size'])}")
+    return bytes(record["uuid"]), bytes(record["device_uuid"])

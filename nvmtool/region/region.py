@@ -1,0 +1,246 @@
+"""A region: its running point's reads, writes and discards, and the page tables and virtblocks beneath.
+
+Writes go to fresh blocks at once and are mapped by `flush`, thousands in one transaction; until then `_pending` is what readers see.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import NoSpaceError, NotFoundError, UsageError
+from ..media import word
+from ..media.journal import run_arrays
+from . import layout as lay
+from .pagemap import PageMap
+from .records import RecordTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .device import Device
+    from .records import Record
+
+# So few unflushed blocks travel inside the log record: one durable write instead of two.
+_LOGGED_BLOCKS = 8
+_READ_BLOCKS = 4096
+_MOST_PENDING = 65536
+
+
+class Region:
+    """An open region of a device. Offsets and lengths are in bytes."""
+
+    def __init__(self, device: Device, record: Record) -> None:
+        """Stand on a record of the region table."""
+        self.device = device
+        self.record = record
+        self.id = record.id
+        self.name = record.name
+        self.nblocks = record.get("size_blocks")
+        self.snapshots = RecordTable(
+            device.journal,
+            device.blocks,
+            lay.SNAPSHOT_RECORD,
+            label=f"region {self.name!r} snapshot table entry",
+            region=self.id,
+            structures=(lay.SNAPSHOTS_PLACE, lay.SNAPSHOT_LEAF_PLACE),
+            top=(
+                record.base + lay.field_index(lay.REGION_RECORD, "snapshot_table"),
+                device.records.place(record.number, lay.field_index(lay.REGION_RECORD, "snapshot_table")),
+            ),
+        )
+        self.pages = PageMap(device, record, self.snapshots)
+        self._pending: dict[int, int] = {}
+        self._pending_data: dict[int, bytes] = {}
+        self._pending_tables: set[int] = set()
+        self._most_pending = min(_MOST_PENDING, device.journal.max_words // 8)
+
+    @property
+    def mapping(self) -> str:
+        """`virtblock` or `direct`: how new blocks are mapped."""
+        return "virtblock" if self.record.get("flags") & lay.VIRTBLOCK_MAPPING else "direct"
+
+    @property
+    def size_bytes(self) -> int:
+        """The region's logical size."""
+        return self.nblocks * lay.BLOCK_SIZE
+
+    def snapshot(self, name: str) -> Record:
+        """Return the record of a readable snapshot; raises NotFoundError."""
+        record = self.snapshots.find(name)
+        if record is None or record.get("parent") & lay.SNAPSHOT_DELETING:
+            raise NotFoundError(f"{self.device.path}: region {self.name!r} has no snapshot {name!r}")
+        return record
+
+    def forget_cached(self) -> None:
+        """Forget what was cached of the tables: a transaction was undone or a state changed."""
+        self.pages.forget_own()
+
+    def root_of(self, snapshot: str | None) -> int:
+        """Return the root table of a snapshot, or of the running point; what was written must be flushed to be found there."""
+        record = self.record if snapshot is None else self.snapshot(snapshot)
+        return record.get_pointer("root", word.TABLE)
+
+    # --- reading
+
+    def read(self, offset: int, length: int, snapshot: str | None = None) -> bytes:
+        """Return bytes of the running point or of a snapshot; purged blocks come from the mass store, proven by checksum.
+
+        Raises UsageError past the end, DamagedError, or StorageError.
+        """
+        self.check_range(offset, length)
+        first, end = offset // lay.BLOCK_SIZE, -(-(offset + length) // lay.BLOCK_SIZE)
+        out = np.empty((end - first, lay.BLOCK_SIZE), np.uint8)
+        root = self.root_of(snapshot)
+        for start in range(first, end, _READ_BLOCKS):
+            stop = min(start + _READ_BLOCKS, end)
+            self._read_blocks(root, start, out[start - first : stop - first], pending=snapshot is None)
+        skip = offset - first * lay.BLOCK_SIZE
+        return out.reshape(-1)[skip : skip + length].tobytes()
+
+    def read_block(self, root: int, index: int) -> bytes:
+        """Return one block as a root table names it."""
+        out = np.empty((1, lay.BLOCK_SIZE), np.uint8)
+        self._read_blocks(root, index, out, pending=False)
+        return out.tobytes()
+
+    def _read_blocks(self, root: int, first: int, out: NDArray[np.uint8], *, pending: bool) -> None:
+        indexes = np.arange(first, first + len(out), dtype=np.int64)
+        kinds, values = self.pages.resolve(root, indexes)
+        if pending and self._pending:
+            mine = [(i - first, self._pending[i]) for i in range(first, first + len(out)) if i in self._pending]
+            for position, block in mine:
+                kinds[position], values[position] = word.BLOCK, block
+        out[kinds == 0] = 0
+        in_nvm = kinds == word.BLOCK
+        out[in_nvm] = self.device.store.view.reshape(-1, lay.BLOCK_SIZE)[values[in_nvm]]
+        on_mass = kinds == word.SLOT
+        if on_mass.any():
+            out[on_mass] = self.device.slots.read(values[on_mass])
+        if pending and self._pending_data:
+            for index, data in self._pending_data.items():
+                if first <= index < first + len(out):
+                    out[index - first] = np.frombuffer(data, np.uint8)
+
+    # --- writing
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes to the running point; readers of this object see them at once, `flush` makes them durable.
+
+        Whole blocks are never half written after a crash. Raises UsageError past the end, or NoSpaceError: then what was written before
+        in this call stays written.
+        """
+        self.device.require(dry_run=False)
+        view = memoryview(data).cast("B")
+        self.check_range(offset, len(view))
+        first, skip = divmod(offset, lay.BLOCK_SIZE)
+        if skip or len(view) < lay.BLOCK_SIZE:
+            part = min(lay.BLOCK_SIZE - skip, len(view))
+            if part:
+                self._write_part(first, skip, view[:part])
+            view, first = view[part:], first + 1
+        nblocks = len(view) // lay.BLOCK_SIZE
+        for start in range(0, nblocks, self._most_pending):
+            stop = min(start + self._most_pending, nblocks)
+            self._write_blocks(first + start, view[start * lay.BLOCK_SIZE : stop * lay.BLOCK_SIZE])
+        tail = view[nblocks * lay.BLOCK_SIZE :]
+        if tail:
+            self._write_part(first + nblocks, 0, tail)
+
+    def flush(self) -> None:
+        """Make all writes durable: on return they survive power loss. One transaction, whatever their number.
+
+        Raises StorageError or NoSpaceError; the writes then stay pending.
+        """
+        if not self._pending:
+            return
+        indexes = np.fromiter(self._pending, np.int64, len(self._pending))
+        blocks = np.fromiter(self._pending.values(), np.int64, len(self._pending))
+        order = np.argsort(indexes, kind="stable")
+        try:
+            with self.device.transaction():
+                for index, data in self._pending_data.items():
+                    self.device.journal.add_data(self._pending[index], data)
+                self.pages.map(indexes[order], blocks[order])
+        except BaseException:
+            self.device.blocks.hold(blocks)
+            raise
+        self._pending.clear()
+        self._pending_data.clear()
+        self._pending_tables.clear()
+
+    def discard(self, offset: int, length: int, *, dry_run: bool = False) -> object:
+        """Make a byte range read as zeros and free its whole blocks; durable on return. See `nvmtool.region.sweep.discard`."""
+        from .sweep import discard
+
+        self.check_range(offset, length)
+        return discard(self, offset, length, dry_run=dry_run)
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Raise UsageError unless the byte range lies in the region."""
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise UsageError(f"region {self.name!r}: bytes {offset} to {offset + length} are past the end ({self.size_bytes})")
+
+    def _write_part(self, index: int, skip: int, data: memoryview) -> None:
+        block = bytearray(self.read(index * lay.BLOCK_SIZE, lay.BLOCK_SIZE))
+        block[skip : skip + len(data)] = data
+        self._write_blocks(index, memoryview(block))
+
+    def _write_blocks(self, first: int, data: memoryview) -> None:
+        nblocks = len(data) // lay.BLOCK_SIZE
+        if nblocks == 0:
+            return
+        if len(self._pending) + nblocks > self._most_pending:
+            self.flush()
+        self._reserve(first, nblocks)
+        if nblocks == 1:
+            self._write_one(first, data)
+            return
+        indexes = np.arange(first, first + nblocks, dtype=np.int64)
+        replaced = [index for index in range(first, first + nblocks) if index in self._pending] if self._pending else []
+        if replaced:
+            # Their blocks are not named yet: flush them, so that this write has a clean start.
+            self.flush()
+        blocks = self.device.blocks.take(nblocks)
+        try:
+            done = 0
+            starts, lengths = run_arrays(blocks)
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+                end = done + length * lay.BLOCK_SIZE
+                self.device.journal.store_data(start, [data[done:end]])
+                done = end
+        except BaseException:
+            self.device.blocks.give_back(blocks)
+            raise
+        self._pending.update(zip(indexes.tolist(), blocks.tolist(), strict=True))
+        self._pending_tables.update(range(first >> lay.TABLE_BITS, (first + nblocks - 1 >> lay.TABLE_BITS) + 1))
+
+    def _write_one(self, index: int, data: memoryview) -> None:
+        block = self._pending.get(index)
+        if block is None:
+            block = self.device.blocks.take_one()
+            self._pending[index] = block
+            self._pending_tables.add(index >> lay.TABLE_BITS)
+        if index in self._pending_data or len(self._pending) <= _LOGGED_BLOCKS:
+            self._pending_data[index] = bytes(data)
+            return
+        if self._pending_data:
+            # Too many for the log: they go home like the others.
+            for other, content in self._pending_data.items():
+                self.device.journal.store_data(self._pending[other], [content])
+            self._pending_data.clear()
+        self.device.journal.store_data(block, [data])
+
+    def _reserve(self, first: int, nblocks: int) -> None:
+        """Make sure that mapping what is pending and this write cannot run out of blocks for tables and arrays."""
+        tables = self.pages.tables.levels * (len(self._pending_tables) + (nblocks >> lay.TABLE_BITS) + 2)
+        arrays = (len(self._pending) + nblocks) // lay.LIVE_ENTRIES + 2
+        if self.device.blocks.available < nblocks + tables + arrays:
+            self.flush()
+            alone = self.pages.tables.levels * ((nblocks >> lay.TABLE_BITS) + 2) + nblocks // lay.LIVE_ENTRIES + 2
+            if self.device.blocks.available < nblocks + alone:
+                if nblocks > 1:
+                    raise NoSpaceError(f"{self.device.path}: device full: {nblocks} blocks of 4 KiB do not fit; purge or delete snapshots, or discard")
+                self.device.blocks.take(1 + alone)  # raises with the full message
+
