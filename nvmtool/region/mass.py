@@ -84,26 +84,23 @@ class MassStore:
         return sysio.file_size(self._fd)
 
     def write(self, slots: SlotNumbers, chunks: Sequence[Chunk]) -> None:
-        """Write chunks that together fill the slots in order; each chunk may span several of a run.
+        """Write chunks that together fill the slots in order; begin to bring them to the medium.
 
         Raises NoSpaceError when the file system is full; nothing names these slots yet.
         """
         self._dirty = True
+        size = lay.BLOCK_SIZE
         starts, lengths = run_arrays(slots)
-        position = 0
+        if len(starts) > 1:
+            # Each run of slots is one vectored write: cut the chunks where the runs end.
+            chunks = [part for chunk in chunks for part in _blocks_of(chunk)]
+        done = 0
         for first, nslots in zip(starts.tolist(), lengths.tolist(), strict=True):
-            wanted = nslots * lay.BLOCK_SIZE
-            batch: list[Chunk] = []
-            while wanted:
-                batch.append(chunks[position])
-                wanted -= len(chunks[position])
-                position += 1
+            batch = chunks if len(starts) == 1 else chunks[done : done + nslots]
             with translated(self.path):
-                write_all(self._fd, first * lay.BLOCK_SIZE, batch)
-
-    def start_writeback(self, first: int, nslots: int) -> None:
-        """Let the kernel begin to write these slots."""
-        sysio.start_writeback(self._fd, first * lay.BLOCK_SIZE, nslots * lay.BLOCK_SIZE)
+                write_all(self._fd, first * size, batch)
+            sysio.start_writeback(self._fd, first * size, nslots * size)
+            done += nslots
 
     def fence(self) -> None:
         """Return when all written slots are durable; raises StorageError, after which the handle is dead."""
@@ -169,6 +166,11 @@ class MassStore:
             if count == 0:
                 raise DamagedError(f"{self.path}: mass store ends at 0x{offset:x}, inside a slot that is in use")
             view, offset = view[count:], offset + count
+
+
+def _blocks_of(chunk: Chunk) -> list[Chunk]:
+    view = memoryview(chunk)
+    return [view[start : start + lay.BLOCK_SIZE] for start in range(0, len(view), lay.BLOCK_SIZE)]
 
 
 def check_new_mass(path: Path, *, force: bool) -> None:

@@ -186,6 +186,18 @@ class PageMap:
             if len(named):
                 add(named)
 
+    def create_entries(self, indexes: Indexes, blocks: BlockNumbers, counts: Values, ranks: Values, states: list[Record]) -> Values:
+        """Make virtblock entries for data blocks, each in the array of the state `states[rank]`; return their addresses."""
+        addresses = np.zeros(len(indexes), np.int64)
+        for rank in np.unique(ranks).tolist():
+            mine = ranks == rank
+            owner = states[rank]
+            state = owner.get("state") if owner is self._record else owner.id
+            addresses[mine] = self.virtblocks.create(
+                indexes[mine], word.BLOCK, blocks[mine], counts[mine], owner, state
+            )
+        return addresses
+
     def drop_refs(self, kinds: Kinds, values: Values) -> Freed:
         """Count one level-1 entry less for everything that decoded level-1 words name; free what nobody names any more."""
         blocks, slots = values[kinds == word.BLOCK], values[kinds == word.SLOT]

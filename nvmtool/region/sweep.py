@@ -257,7 +257,7 @@ def discard(region: Region, offset: int, length: int, *, dry_run: bool = False, 
         root = region.root_of(None)
         groups = region.pages.tables.iter_leaf_groups([root], first >> lay.TABLE_BITS)
         # Listed first, because taking tables out changes what is being walked.
-        for table_index, _ in list(takewhile(lambda group: group[0] << lay.TABLE_BITS < end, groups)):
+        for table_index, _, _ in list(takewhile(lambda group: group[0] << lay.TABLE_BITS < end, groups)):
             start, stop = table_index << lay.TABLE_BITS, table_index + 1 << lay.TABLE_BITS
             _discard_leaf(region, table_index, max(start, first), min(stop, end))
             if device.journal.pending_words > device.journal.max_words // 4:

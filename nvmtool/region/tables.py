@@ -108,15 +108,22 @@ class Tables:
         payloads = values.astype(np.uint64) | np.uint64(kind << word.VALUE_BITS)
         return word.seal_array(payloads, word.places_array(lay.TABLE_PLACE + 1, self._region, indexes))
 
-    def iter_leaf_groups(self, roots: list[int], first: int = 0) -> Iterator[tuple[int, BlockNumbers]]:
-        """Yield (table index, distinct level-1 tables that stand there in any of the trees) in order, from a table index on."""
-        distinct = np.unique(np.array([root for root in roots if root], np.int64))
-        if len(distinct):
-            yield from self._iter_groups(distinct, self.levels, 0, first)
+    def iter_leaf_groups(self, roots: list[int], first: int = 0) -> Iterator[tuple[int, BlockNumbers, Indexes]]:
+        """Yield (table index, distinct level-1 tables there, ranks) in order, from a table index on.
 
-    def _iter_groups(self, tables: BlockNumbers, level: int, prefix: int, first: int) -> Iterator[tuple[int, BlockNumbers]]:
+        A table's rank is the position of the first root in the list through which it is reached; the tables are in the order of their ranks.
+        """
+        ranks = np.flatnonzero(roots)
+        tables, order = np.unique(np.array(roots, np.int64)[ranks], return_index=True)
+        if len(tables):
+            by_rank = np.argsort(order)
+            yield from self._iter_groups(tables[by_rank], ranks[order[by_rank]], self.levels, 0, first)
+
+    def _iter_groups(
+        self, tables: BlockNumbers, ranks: Indexes, level: int, prefix: int, first: int
+    ) -> Iterator[tuple[int, BlockNumbers, Indexes]]:
         if level == 1:
-            yield prefix, tables
+            yield prefix, tables, ranks
             return
         at = tables[:, None] * lay.WORDS_PER_BLOCK + _POSITIONS
         words = self._journal.array[at]
@@ -125,10 +132,14 @@ class Tables:
             index = prefix << lay.TABLE_BITS | position
             if (index + 1) << span <= first:
                 continue
-            column = words[:, position]
             indexes = np.full(len(tables), index, np.int64)
-            children = self.children(column, level, indexes, at[:, position])
-            yield from self._iter_groups(np.unique(children[children != 0]), level - 1, index, first)
+            children = self.children(words[:, position], level, indexes, at[:, position])
+            present = np.flatnonzero(children)
+            distinct, order = np.unique(children[present], return_index=True)
+            by_rank = np.argsort(order)
+            yield from self._iter_groups(
+                distinct[by_rank], ranks[present[order[by_rank]]], level - 1, index, first
+            )
 
     def iter_differing(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
         """Yield (table index, table in tree a, table in tree b) where the level-1 tables are not the same; shared subtrees cost nothing."""
