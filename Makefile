@@ -1,0 +1,54 @@
+PYTHON ?= python3
+PREFIX ?= $(HOME)/.local
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+HOME_OF_NVMTOOL = $(PREFIX)/lib/nvmtool
+
+# pip can fill a virtual environment from outside, so that Debian's python3-venv (ensurepip) is not needed where pip is.
+define make-venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "nvmtool needs Python 3.11 or newer; this is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12" >&2; exit 1; }
+@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	$(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2); \
+elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	$(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --disable-pip-version-check --python $(1)/bin/python install --quiet $(2); \
+else \
+	echo "$(PYTHON) has neither ensurepip nor pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+fi
+endef
+
+.PHONY: help install demo test check bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## install nvmtool for you alone, under PREFIX (~/.local)
+	$(call make-venv,$(HOME_OF_NVMTOOL),.)
+	@mkdir -p $(PREFIX)/bin
+	@ln -sf $(HOME_OF_NVMTOOL)/bin/nvmtool $(PREFIX)/bin/nvmtool
+	@echo "installed: $(PREFIX)/bin/nvmtool"
+
+$(READY): pyproject.toml
+	@echo "setting up $(VENV) (once)"
+	$(call make-venv,$(VENV),-e '.[dev]')
+	@touch $@
+
+demo: $(READY) ## do the whole main job once, on real data
+	@$(BIN)/python bench/demo.py
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict nvmtool
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+bench: $(READY) ## measure, side by side with qemu-img where it is installed
+	$(BIN)/python bench/run.py
+
+clean: ## remove what the other targets made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""Let `python -m nvmtool` be the command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""The command line: parse, call the library, print.
+
+This file is all that `nvmtool --help` loads: click alone takes longer than Python's own start (group.py).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .. import __version__
+
+# name: (the file here that holds NAME_command, what `nvmtool --help` says)
+COMMANDS = {
+    "format": ("image", "Create a device image and its mass store."),
+    "info": ("image", "Show an image's sizes, its mass store and its regions."),
+    "check": ("image", "Check every structure of an image, and repair it."),
+    "region": ("region", "Create, list, delete and convert regions."),
+    "import": ("data", "Copy a raw, sparse or qcow2 file into a region."),
+    "export": ("data", "Copy a region or a snapshot into a sparse file."),
+    "read": ("data", "Write bytes of a region to stdout."),
+    "write": ("data", "Write bytes from stdin to a region."),
+    "discard": ("data", "Make a hole in a region."),
+    "snapshot": ("snapshot", "Create, list, delete, revert to and compare snapshots."),
+    "purge": ("purge", "Move non-active blocks to the mass store."),
+    "recall": ("purge", "Bring purged blocks back to NVM."),
+    "map": ("map", "Draw where the data of a region are."),
+}
+
+_HELP = """\
+Usage: nvmtool COMMAND [OPTIONS] ...
+
+  Device images of byte-addressable NVM: regions, snapshots, and purging to mass storage.
+
+Commands:
+{commands}
+
+Options:
+  --debug     Show the traceback of an error.
+  --version   Show the version and exit.
+  -h, --help  Show this message and exit.
+
+Example:
+  nvmtool format disk.nvm --size 4G --mass disk.mass
+"""
+
+
+def help_text() -> str:
+    """Return the main help; the click group prints this one too."""
+    # Not map(): once the file map.py is loaded, that name is a module here.
+    width = max(len(name) for name in COMMANDS)
+    return _HELP.format(commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with the code of its outcome (nvmtool.errors)."""
+    args = sys.argv[1:] if args is None else args
+    if args in (["-h"], ["--help"]):
+        sys.stdout.write(help_text())
+        sys.exit(0)
+    if args == ["--version"]:
+        sys.stdout.write(f"nvmtool {__version__}\n")
+        sys.exit(0)
+    from .group import group
+
+    group.main(args, prog_name="nvmtool")

@@ -1,0 +1,57 @@
+"""Arguments and options that several commands share, so that they are spelled and explained alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .output import Output
+from .params import OFFSET
+
+CURRENT = "@current"
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+image_argument = click.argument("image", type=click.Path())
+region_option = click.option(
+    "--region", metavar="NAME", help="Name of the region; may be left out when there is only one."
+)
+snapshot_option = click.option("--snapshot", metavar="NAME", help="Use this snapshot, not the running point.")
+offset_option = click.option("--offset", type=OFFSET, required=True, help="Where in the region, in bytes.")
+mass_option = click.option(
+    "--mass", type=click.Path(), metavar="FILE", help="The mass store is here now, not where the image says."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json, --quiet, --progress and --debug; the command gets an Output as `out` instead."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, sizes in bytes.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, and no line about what was done.")
+    @click.option(
+        "--progress",
+        type=click.Choice(["auto", "json", "none"]),
+        default="auto",
+        help="How to show progress on stderr.",
+    )
+    @debug_option
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, quiet: bool, progress: str, **kwargs: Any) -> Any:
+        return function(*args, out=Output(as_json, quiet, progress), **kwargs)
+
+    return command
+
+
+def example(*lines: str) -> str:
+    """Return the epilog of a help text; click keeps its line breaks."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def state_name(name: str | None) -> str | None:
+    """Return the name as the library wants it: None for the running point."""
+    return None if name == CURRENT else name

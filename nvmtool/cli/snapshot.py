@@ -1,0 +1,146 @@
+"""snapshot create, list, delete, revert, diff."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import ExistsError
+from ..region.device import Device
+from ..region.records import check_name
+from ..region.snapshots import create_snapshot, delete_snapshot, diff_states, list_snapshots, revert_region
+from ..region.sweep import find_deleted
+from ..text import human
+from .options import (
+    dry_run_option,
+    example,
+    image_argument,
+    mass_option,
+    output_options,
+    region_option,
+    state_name,
+)
+from .output import Grid, Output, change_line, print_json_rows
+
+if TYPE_CHECKING:
+    from ..region.region import Region
+
+names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+
+
+@click.group("snapshot", no_args_is_help=False, epilog=example("nvmtool snapshot create disk.nvm monday"))
+def snapshot_command() -> None:
+    """Create, list, delete, revert to and compare snapshots."""
+
+
+@snapshot_command.command("create", epilog=example("nvmtool snapshot create disk.nvm monday"))
+@image_argument
+@names_argument
+@region_option
+@mass_option
+@output_options
+def create_command(image: str, names: tuple[str, ...], region: str | None, mass: str | None, out: Output) -> None:
+    """Keep the running point's present state under a name, or under several."""
+    with Device.open(image, writable=True, mass=mass) as device:
+        source = device.region(region)
+        _require_free(source, names)
+        for name in names:
+            create_snapshot(source, name)
+        facts = {"image": image, "region": source.name, "created": names}
+    out.done(facts, f"{image}: created snapshot {', '.join(names)} of region {facts['region']}")
+
+
+def _require_free(region: Region, names: tuple[str, ...]) -> None:
+    """Refuse a name that cannot be, or is taken, before the first snapshot is made."""
+    for position, name in enumerate(names):
+        check_name(name)
+        if name in names[:position] or region.snapshots.find(name) is not None:
+            raise ExistsError(f"{region.device.path}: region {region.name!r} has a snapshot {name!r} already")
+
+
+@snapshot_command.command("list", epilog=example("nvmtool snapshot list disk.nvm --json"))
+@image_argument
+@region_option
+@mass_option
+@output_options
+def list_command(image: str, region: str | None, mass: str | None, out: Output) -> None:
+    """List a region's snapshots, oldest first, and what deleting each would free.
+
+    owned: blocks that no older state has. exclusive: blocks that no other state has.
+    """
+    with Device.open(image, mass=mass) as device:
+        source = device.region(region)
+        snapshots = list_snapshots(source)
+        facts = {"image": image, "region": source.name, "snapshots": [dataclasses.asdict(s) for s in snapshots]}
+    rows = [
+        (s.name, s.created, human(s.owned_bytes), human(s.exclusive_bytes), human(s.purged_bytes)) for s in snapshots
+    ]
+    out.result(facts, Grid(("snapshot", "created", "owned", "exclusive", "purged"), rows, nleft=2))
+
+
+@snapshot_command.command("delete", epilog=example("nvmtool snapshot delete disk.nvm monday tuesday --dry-run"))
+@image_argument
+@names_argument
+@region_option
+@dry_run_option
+@mass_option
+@output_options
+def delete_command(
+    image: str, names: tuple[str, ...], region: str | None, dry_run: bool, mass: str | None, out: Output
+) -> None:
+    """Delete snapshots, in the order given; the others stay exactly as they are."""
+    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
+        source = device.region(region)
+        names = tuple(dict.fromkeys(names))
+        for name in names:
+            find_deleted(source, name)  # a name that is not there is refused before the first snapshot goes
+        changes = [delete_snapshot(source, name, progress=progress, dry_run=dry_run) for name in names]
+        region_name = source.name
+    deleted = [{"name": name, **dataclasses.asdict(change)} for name, change in zip(names, changes, strict=True)]
+    lines = [change_line(f"{image}: snapshot {d['name']}", "deleted", {**d, "dry_run": dry_run}) for d in deleted]
+    out.done({"image": image, "region": region_name, "dry_run": dry_run, "deleted": deleted}, *lines)
+
+
+@snapshot_command.command("revert", epilog=example("nvmtool snapshot revert disk.nvm monday"))
+@image_argument
+@click.argument("name")
+@region_option
+@dry_run_option
+@mass_option
+@output_options
+def revert_command(image: str, name: str, region: str | None, dry_run: bool, mass: str | None, out: Output) -> None:
+    """Set the running point back to a snapshot; what was written since is gone, all snapshots stay."""
+    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
+        target = device.region(region)
+        change = revert_region(target, name, progress=progress, dry_run=dry_run)
+        region_name = target.name
+    facts = {"image": image, "region": region_name, "name": name, "dry_run": dry_run, **dataclasses.asdict(change)}
+    out.done(facts, change_line(f"{image}: region {region_name}", f"reverted to {name}", facts))
+
+
+@snapshot_command.command(
+    "diff",
+    epilog=example(
+        "nvmtool snapshot diff disk.nvm monday tuesday", "nvmtool snapshot diff disk.nvm monday @current --json"
+    ),
+)
+@image_argument
+@click.argument("a")
+@click.argument("b", default="@current")
+@region_option
+@mass_option
+@output_options
+def diff_command(image: str, a: str, b: str, region: str | None, mass: str | None, out: Output) -> None:
+    """List the extents in which two states differ; @current is the running point."""
+    with Device.open(image, mass=mass) as device:
+        source = device.region(region)
+        extents = list(diff_states(source, state_name(a), state_name(b)))
+        facts = {"image": image, "region": source.name, "a": a, "b": b}
+    if out.as_json:
+        rows = (f'{{"offset": {offset}, "length": {length}}}' for offset, length in extents)
+        print_json_rows(facts, "extents", rows)
+    else:
+        cells = [(f"{offset}", f"{length}") for offset, length in extents]
+        out.result(facts, Grid(("offset", "length"), cells, nleft=0) if cells else f"{a} and {b} do not differ")
