@@ -45,10 +45,11 @@ class NewFile:
                     raise NoSpaceError(f"{self.path}: no space for {size} bytes; --sparse allocates later") from error
                 raise
 
-    def publish(self) -> None:
-        """Make the contents durable under the target's name, replacing what was there."""
+    def publish(self, *, durable: bool = True) -> None:
+        """Give the contents the target's name, replacing what was there; durable leaves nothing to the kernel's own pace."""
         with translated(self.path):
-            os.fsync(self.fd)
+            if durable:
+                os.fsync(self.fd)
             if self.in_place:
                 return
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -59,7 +60,8 @@ class NewFile:
                     os.link(f"/proc/self/fd/{self.fd}", self._temporary, src_dir_fd=folder, follow_symlinks=True)
                 os.rename(self._temporary, self.path)
                 self._temporary = None
-                os.fsync(folder)
+                if durable:
+                    os.fsync(folder)
             finally:
                 os.close(folder)
 

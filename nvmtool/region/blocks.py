@@ -15,6 +15,8 @@ from ..media import word
 from . import layout as lay
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from ..media.journal import Journal
@@ -166,9 +168,34 @@ class Blocks:
             word.damaged("count word", offset, self._journal.words[offset >> 3], f"of block {block}, which is named as {word.KIND_NAMES[kind]}")
         return counts
 
+    def sealed_counts(
+        self, blocks: BlockNumbers, counts: NDArray[np.uint64], kinds: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], Words]:
+        """Return (word indexes, count words) for blocks; a count of 0 gives the word of a free block."""
+        payloads = counts | kinds.astype(np.uint64) << np.uint64(word.VALUE_BITS)
+        words = word.seal_array(payloads, self._places(blocks))
+        words[counts == 0] = 0
+        return self._counts + blocks - self.start, words
+
+    def iter_wrong_groups(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (group, blocks it counts as used, blocks whose count words are not 0) where the two differ."""
+        for first in range(0, self._ngroups, _WINDOW_GROUPS):
+            end = min(first + _WINDOW_GROUPS, self._ngroups)
+            lo, hi = first * _GROUP, min(end * _GROUP, self.nblocks)
+            used = np.zeros((end - first) * _GROUP, bool)
+            used[: hi - lo] = self._journal.array[self._counts + lo : self._counts + hi] != 0
+            right = used.reshape(-1, _GROUP).sum(axis=1)
+            found = self._used_by_group(first, end)
+            for position in np.flatnonzero(found != right).tolist():
+                yield first + position, int(found[position]), int(right[position])
+
+    def store_group(self, group: int, used: int) -> None:
+        """Let a group word count that many used blocks, in the open transaction."""
+        value = word.pointer(word.GROUP, used, word.place(lay.GROUP_PLACE, 0, group)) if used else 0
+        self._journal.set_word(self._groups + group, value)
+
     def _store_counts(self, blocks: BlockNumbers, counts: NDArray[np.uint64], kind: int) -> None:
-        payloads = counts | np.uint64(kind << word.VALUE_BITS)
-        self._journal.set_words(self._counts + blocks - self.start, word.seal_array(payloads, self._places(blocks)))
+        self._journal.set_words(*self.sealed_counts(blocks, counts, np.full(len(blocks), kind, np.uint8)))
 
     def _places(self, blocks: BlockNumbers) -> Words:
         return word.places_array(lay.COUNT_PLACE, 0, blocks - self.start)

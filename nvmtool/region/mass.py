@@ -22,7 +22,7 @@ from ..media.store import translated, write_all
 from . import layout as lay
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -131,6 +131,18 @@ class MassStore:
                     f"{self.path}: slot {slot} at 0x{slot * lay.BLOCK_SIZE:x}: checksum 0x{found:08x}, expected 0x{expected:08x}"
                 )
         return out
+
+    def iter_damage(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> Iterator[tuple[int, str]]:
+        """Yield (slot, what is wrong) of the slots that cannot be read or do not match their checksums."""
+        try:
+            self.read(slots, crcs)
+        except (DamagedError, StorageError) as error:
+            if len(slots) == 1:
+                yield int(slots[0]), str(error)
+                return
+            half = len(slots) // 2
+            yield from self.iter_damage(slots[:half], crcs[:half])
+            yield from self.iter_damage(slots[half:], crcs[half:])
 
     def punch(self, slots: SlotNumbers) -> None:
         """Give slots back to the file system where it can take them."""

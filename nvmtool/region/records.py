@@ -43,6 +43,18 @@ class Record:
         index = self._table.fields[field]
         self._journal.set_word(self.base + index, word.seal(payload, self._place(index)))
 
+    def sealed(self, field: str, payload: int) -> tuple[int, int]:
+        """Return (word index, word) that a field must have to hold a payload."""
+        index = self._table.fields[field]
+        return self.base + index, word.seal(payload, self._place(index))
+
+    def check_spare(self) -> None:
+        """Raise DamagedError unless the spare words are 0."""
+        for index in range(self._table.fields["spare"], self._table.words_per_record):
+            stored = self._journal.words[self.base + index]
+            if stored:
+                word.damaged(f"{self._table.label} {self.number} field spare", (self.base + index) * 8, stored, "is not 0")
+
     def get_pointer(self, field: str, kind: int) -> int:
         """Return the block that a pointer field names, 0 where it is absent; raises DamagedError."""
         index = self._table.fields[field]

@@ -66,6 +66,11 @@ class Region:
         """The region's logical size."""
         return self.nblocks * lay.BLOCK_SIZE
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether writes wait for a flush."""
+        return bool(self._pending)
+
     def snapshot(self, name: str) -> Record:
         """Return the record of a readable snapshot; raises NotFoundError."""
         record = self.snapshots.find(name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..media.journal import Journal
+    from ..media.word import Words
     from .blocks import Blocks
     from .mass import MassStore, SlotNumbers
 
@@ -70,10 +71,13 @@ class Slots:
 
     def name(self, slots: SlotNumbers, crcs: NDArray[np.uint32], counts: NDArray[np.uint64]) -> None:
         """Count free slots as used, with their checksums, in the open transaction."""
-        payloads = counts | crcs.astype(np.uint64) << np.uint64(lay.COUNT_BITS) | np.uint64(word.SLOT << word.VALUE_BITS)
-        indexes = self._word_indexes(slots, create=True)
-        self._journal.set_words(indexes, word.seal_array(payloads, word.places_array(lay.SLOTS_PLACE, 0, slots)))
+        self._journal.set_words(self._word_indexes(slots, create=True), self.sealed(slots, counts, crcs))
         self._add_used(slots, 1)
+
+    def sealed(self, slots: SlotNumbers, counts: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> Words:
+        """Return the slot words for slots in use."""
+        payloads = counts | crcs.astype(np.uint64) << np.uint64(lay.COUNT_BITS) | np.uint64(word.SLOT << word.VALUE_BITS)
+        return word.seal_array(payloads, word.places_array(lay.SLOTS_PLACE, 0, slots))
 
     def get(self, slots: SlotNumbers) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """Return (counts, checksums) of slots in use; raises DamagedError."""
@@ -236,8 +240,7 @@ class Slots:
     def _store(self, slots: SlotNumbers, indexes: NDArray[np.int64], counts: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> None:
         if (counts > lay.COUNT_MASK).any():
             raise NoSpaceError(f"{self._journal.store.path}: a mass slot cannot be named more than {lay.COUNT_MASK} times")
-        payloads = counts | crcs.astype(np.uint64) << np.uint64(lay.COUNT_BITS) | np.uint64(word.SLOT << word.VALUE_BITS)
-        self._journal.set_words(indexes, word.seal_array(payloads, word.places_array(lay.SLOTS_PLACE, 0, slots)))
+        self._journal.set_words(indexes, self.sealed(slots, counts, crcs))
 
     def _add_used(self, slots: SlotNumbers, sign: int) -> None:
         leaves, times = np.unique(slots >> lay.TABLE_BITS, return_counts=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..media.journal import Journal
+    from ..media.word import Words
     from .blocks import BlockNumbers, Blocks
     from .records import Record
 
@@ -84,10 +85,14 @@ class Virtblocks:
 
     def store_homes(self, addresses: Addresses, indexes: Indexes, counts: NDArray[np.int64]) -> None:
         """Store logical blocks and reference counts; raises NoSpaceError when a count is past its limit."""
+        self._journal.set_words(*self.sealed_homes(addresses, indexes, counts))
+
+    def sealed_homes(self, addresses: Addresses, indexes: Indexes, counts: NDArray[np.int64]) -> tuple[Indexes, Words]:
+        """Return (word indexes, home words); raises NoSpaceError when a count is past its limit."""
         if (counts > lay.COUNT_MASK).any():
             raise NoSpaceError(f"{self._journal.store.path}: a block cannot be named more than {lay.COUNT_MASK} times")
         payloads = (indexes << lay.COUNT_BITS | counts).astype(np.uint64)
-        self._journal.set_words(addresses * 2 + 1, word.seal_array(payloads, word.places_array(lay.HOME_PLACE, 0, addresses)))
+        return addresses * 2 + 1, word.seal_array(payloads, word.places_array(lay.HOME_PLACE, 0, addresses))
 
     def add_refs(self, addresses: Addresses) -> None:
         """Add one reference to each entry; the addresses must be distinct."""

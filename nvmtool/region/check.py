@@ -1,0 +1,352 @@
+"""Check a device image: every structure's own rules, and all counts against all that names something.
+
+The walk goes over distinct tables only, level by level and vectorised. What it learns is what each count ought to be; a count that is too high loses space
+and nothing else (a leak), one that is too low could lose data (an error). `repair` mends what this walk proves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DamagedError
+from ..media import word
+from . import layout as lay
+from .check_counts import check_block_counts, check_entry_counts, check_slot_counts
+from .device import Device
+from .header import choose_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from .records import Record
+    from .region import Region
+
+    Ints = NDArray[np.int64]
+    Progress = Callable[[int, int, str], None] | None
+
+_TABLES_AT_ONCE = 512
+_SLOTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken rule. Severity `leak`: space is lost, nothing else; `error`: anything worse."""
+
+    severity: str
+    structure: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found; `repaired` counts the findings that repair mended."""
+
+    clean: bool
+    findings: list[Finding]
+    leaked_blocks: int
+    repaired: int
+
+
+@dataclass
+class Walk:
+    """What the walk over a device learnt: expected counts, dense over the data area and lazily allocated, and the findings."""
+
+    device: Device
+    findings: list[Finding] = field(default_factory=list)
+    # New values for words whose rightful contents the walk proves: (word indexes, values).
+    fixes: list[tuple[Ints, NDArray[np.uint64]]] = field(default_factory=list)
+    fixable: bool = True
+    leaked_blocks: int = 0
+    free_slots_with_data: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Allocate the expectations."""
+        blocks = self.device.blocks
+        self.start = blocks.start
+        self.kinds = np.zeros(blocks.nblocks, np.uint8)
+        self.references = np.zeros(blocks.nblocks, np.int32)
+        self.mapped = np.zeros(blocks.nblocks, np.int64)
+        self.purged = np.zeros(blocks.nblocks, np.int64)
+        self.slots = np.zeros(max(self.device.slots.end(), 1), np.int32)
+        self.entries: dict[int, NDArray[np.int32]] = {}
+
+    def find(self, severity: str, structure: str, where: str, what: str, *, fixable: bool = False) -> None:
+        """Note a broken rule."""
+        self.findings.append(Finding(severity, structure, where, what))
+        self.fixable &= fixable
+
+    def damaged(self, structure: str, error: DamagedError) -> None:
+        """Note damage that a structure's reader named."""
+        where, _, what = str(error).partition(": ")
+        self.find("error", structure, where, what)
+
+    def expect(self, blocks: Ints, kind: int, structure: str) -> None:
+        """Count one more reference to each block in the array (repeats count); a block has one kind only."""
+        at = blocks - self.start
+        mixed = (self.kinds[at] != 0) & (self.kinds[at] != kind)
+        for position in np.flatnonzero(mixed)[:10].tolist():
+            self.find("error", structure, f"block {int(blocks[position])}", f"is named both as {word.KIND_NAMES[kind]} and as {word.KIND_NAMES[int(self.kinds[at[position]])]}")
+        self.kinds[at] = kind
+        np.add.at(self.references, at, 1)
+
+    def expect_slots(self, slots: Ints, structure: str) -> None:
+        """Count one more reference to each slot in the array (repeats count)."""
+        past = slots >= len(self.slots)
+        if past.any():
+            self.find("error", structure, f"slot {int(slots[past][0])}", f"is named, but the slot table ends at {len(self.slots)}")
+        np.add.at(self.slots, slots[~past], 1)
+
+
+def check_device(
+    path: str | Path,
+    *,
+    repair: bool = False,
+    scrub: bool = False,
+    mass: str | Path | None = None,
+    progress: Progress = None,
+) -> CheckResult:
+    """Check an image; `scrub` also reads every purged block and looks for data in free slots; `repair` mends what is proven.
+
+    Opens for reading, and for writing only when there is something to repair and all of it can be; otherwise the files stay byte-identical.
+    Raises FormatError, DamagedError or BusyError when the image cannot even be opened.
+    """
+    walk = _walk(path, scrub, mass, progress)
+    repaired = 0
+    if repair and walk.findings and walk.fixable:
+        from .repair import apply_fixes
+
+        repaired = len(walk.findings)
+        apply_fixes(path, walk, mass)
+        again = _walk(path, scrub, mass, progress)
+        return CheckResult(not again.findings, walk.findings + again.findings, walk.leaked_blocks, repaired)
+    return CheckResult(not walk.findings, walk.findings, walk.leaked_blocks, repaired)
+
+
+def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Progress) -> Walk:
+    with Device.open(path, mass=mass) as device:
+        walk = Walk(device)
+        _check_headers(walk)
+        try:
+            regions = [device.any_region(record) for record in device.records]
+            _expect_record_blocks(walk, regions)
+        except DamagedError as error:
+            walk.damaged("region table", error)
+            return walk
+        steps = [lambda each=each: _check_region(walk, each) for each in regions]
+        steps += [lambda: check_slot_counts(walk), lambda: check_block_counts(walk)]
+        if scrub:
+            steps.append(lambda: _scrub(walk, progress))
+        for done, step in enumerate(steps):
+            try:
+                step()
+            except DamagedError as error:
+                walk.damaged("device", error)
+            if progress is not None:
+                progress(done + 1, len(steps), "steps")
+        return walk
+
+
+def _check_headers(walk: Walk) -> None:
+    with open(walk.device.path, "rb") as image:
+        first, second = image.read(lay.BLOCK_SIZE), image.read(lay.BLOCK_SIZE)
+    _, _, wrong = choose_header(first, second, walk.device.path)
+    for message in wrong:
+        walk.find("error", "header", "block 0" if "copy A" in message else "block 1", message, fixable=True)
+
+
+def _expect_record_blocks(walk: Walk, regions: list[Region]) -> None:
+    tables = [walk.device.records, *(region.snapshots for region in regions)]
+    for table in tables:
+        named = [block for _, block in table.iter_leaves()]
+        if table.top_block():
+            named.append(table.top_block())
+        walk.expect(np.array(named, np.int64), word.LEAF, table.label)
+
+
+def _check_region(walk: Walk, region: Region) -> None:
+    states: list[Record] = [region.record, *region.snapshots]
+    _check_records(walk, region)
+    nentries_of_state = _check_arrays(walk, region, states)
+    roots = np.array([state.get_pointer("root", word.TABLE) for state in states], np.int64)
+    present = roots[roots != 0]
+    walk.expect(present, word.TABLE, f"region {region.name!r} roots")
+    nvm, slots = _check_tables(walk, region, np.unique(present))
+    check_entry_counts(walk, region)
+    nvm += nentries_of_state[0]
+    slots += nentries_of_state[1]
+    _check_counters(walk, region, states, roots, nvm, slots)
+
+
+def _check_records(walk: Walk, region: Region) -> None:
+    """Read every field of every record: each seal is verified, and names and ids must be different."""
+    seen: set[object] = set()
+    next_state = region.record.get("next_state")
+    for record in (region.record, *region.snapshots):
+        try:
+            own = [record.get("state") if record is region.record else record.id]
+            if record.name and record is not region.record:
+                own.append(record.name)  # type: ignore[arg-type]
+            for each in own:
+                if each in seen or (isinstance(each, int) and not 0 < each < next_state):
+                    walk.find("error", "record", f"region {region.name!r}", f"id or name {each!r} is used twice or out of range")
+                seen.add(each)
+            for name in ("created", "mapped", "parent"):
+                record.get(name)
+            record.check_spare()
+        except DamagedError as error:
+            walk.damaged("record", error)
+    if len(list(region.snapshots)) != region.record.get("nsnapshots"):
+        walk.find("error", "record", f"region {region.name!r}", f"nsnapshots is {region.record.get('nsnapshots')}, there are {len(list(region.snapshots))}")
+
+
+def _check_arrays(walk: Walk, region: Region, states: list[Record]) -> tuple[int, int]:
+    """Walk all arrays; return how many entries name NVM blocks and how many name slots."""
+    virtblocks = region.pages.virtblocks
+    totals = [0, 0]
+    for state in states:
+        state_id = state.get("state") if state is region.record else state.id
+        try:
+            for blocks in virtblocks.iter_array(state.get_pointer("array", word.ARRAY), 256):
+                walk.expect(blocks, word.ARRAY, "virtblock array")
+                for block in blocks.tolist():
+                    if virtblocks.owner(block) != state_id:
+                        walk.find("error", "virtblock array", f"block {block}", f"belongs to state {virtblocks.owner(block)}, is in the array of state {state_id}")
+                    walk.entries[block] = np.zeros(lay.ENTRIES_PER_ARRAY_BLOCK, np.int32)
+                _check_entries(walk, region, blocks, totals)
+        except DamagedError as error:
+            walk.damaged("virtblock array", error)
+    return totals[0], totals[1]
+
+
+def _check_entries(walk: Walk, region: Region, blocks: Ints, totals: list[int]) -> None:
+    virtblocks = region.pages.virtblocks
+    table = walk.device.journal.array[blocks[:, None] * lay.WORDS_PER_BLOCK + np.arange(lay.WORDS_PER_BLOCK)]
+    entries = table[:, 2 * lay.FIRST_ENTRY :].reshape(len(blocks), -1, 2) != 0
+    for position in np.flatnonzero((entries[:, :, 0] != entries[:, :, 1]).any(axis=1)).tolist():
+        walk.find("error", "virtblock entry", f"array block {int(blocks[position])}", "has one of its two words only")
+    for block, live in zip(blocks.tolist(), entries[:, :, 1].sum(axis=1).tolist(), strict=True):
+        if virtblocks.live(block) != live:
+            walk.find("error", "virtblock array", f"block {block}", f"live is {virtblocks.live(block)}, {live} entries are present")
+    addresses, indexes = virtblocks.present_entries(blocks)
+    kinds, values = virtblocks.targets(addresses, indexes)
+    walk.expect(values[kinds == word.BLOCK], word.BLOCK, "virtblock entry")
+    walk.expect_slots(values[kinds == word.SLOT], "virtblock entry")
+    totals[0] += int((kinds == word.BLOCK).sum())
+    totals[1] += int((kinds == word.SLOT).sum())
+
+
+def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
+    """Walk all distinct tables, level by level; return how many distinct blocks and slots level-1 entries name directly."""
+    pages, array = region.pages, walk.device.journal.array
+    positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
+    tables, prefixes = roots, np.zeros(len(roots), np.int64)
+    uppers: list[tuple[Ints, Ints]] = []
+    for level in range(pages.tables.levels, 1, -1):
+        below: list[tuple[Ints, Ints]] = []
+        for start in range(0, len(tables), _TABLES_AT_ONCE):
+            part, first = tables[start : start + _TABLES_AT_ONCE], prefixes[start : start + _TABLES_AT_ONCE]
+            at = (part[:, None] * lay.WORDS_PER_BLOCK + positions).reshape(-1)
+            indexes = ((first << lay.TABLE_BITS)[:, None] + positions).reshape(-1)
+            children = pages.tables.children(array[at], level, indexes, at)
+            used = np.flatnonzero(children)
+            walk.expect(children[used], word.TABLE, f"level-{level} table")
+            uppers.append((np.repeat(part, lay.TABLE_ENTRIES)[used], children[used]))
+            distinct, order = np.unique(children[used], return_index=True)
+            below.append((distinct, indexes[used[order]]))
+        tables, order = np.unique(np.concatenate([b[0] for b in below] or [roots[:0]]), return_index=True)
+        prefixes = np.concatenate([b[1] for b in below] or [roots[:0]])[order]
+    found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(tables), _TABLES_AT_ONCE):
+        part, first = tables[start : start + _TABLES_AT_ONCE], prefixes[start : start + _TABLES_AT_ONCE]
+        blocks, slots = _check_leaves(walk, region, part, first)
+        found[0].append(blocks)
+        found[1].append(slots)
+    # From below: what a table maps is what its children map.
+    for parents, children in reversed(uppers):
+        np.add.at(walk.mapped, parents - walk.start, walk.mapped[children - walk.start])
+        np.add.at(walk.purged, parents - walk.start, walk.purged[children - walk.start])
+    return len(np.unique(np.concatenate(found[0]))), len(np.unique(np.concatenate(found[1])))
+
+
+def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> tuple[Ints, Ints]:
+    positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
+    at = tables[:, None] * lay.WORDS_PER_BLOCK + positions
+    words = walk.device.journal.array[at]
+    rows, cells = np.nonzero(words)
+    indexes = (prefixes[rows] << lay.TABLE_BITS) + cells
+    kinds, values = region.pages.tables.decode(words[rows, cells], indexes)
+    past = indexes >= region.nblocks
+    if past.any():
+        walk.find("error", "level-1 table", f"logical block {int(indexes[past][0])}", f"is past the region's end ({region.nblocks})")
+    is_entry = kinds == word.ENTRY
+    purged = kinds == word.SLOT
+    purged[is_entry] = _check_named_entries(walk, region, values[is_entry], indexes[is_entry])
+    np.add.at(walk.mapped, tables[rows] - walk.start, 1)
+    np.add.at(walk.purged, tables[rows[purged]] - walk.start, 1)
+    blocks, slots = values[kinds == word.BLOCK], values[kinds == word.SLOT]
+    walk.expect(blocks, word.BLOCK, "level-1 table")
+    walk.expect_slots(slots, "level-1 table")
+    return np.unique(blocks), np.unique(slots)
+
+
+def _check_named_entries(walk: Walk, region: Region, addresses: Ints, indexes: Ints) -> NDArray[np.bool_]:
+    """Count the references of entries that level-1 words name; return which of them are purged."""
+    if not len(addresses):
+        return np.zeros(0, bool)
+    blocks, inverse = np.unique(addresses >> lay.ENTRY_BITS, return_inverse=True)
+    rows = np.zeros((len(blocks), lay.ENTRIES_PER_ARRAY_BLOCK), np.int32)
+    np.add.at(rows, (inverse, addresses & lay.ENTRIES_PER_ARRAY_BLOCK - 1), 1)
+    for row, block in enumerate(blocks.tolist()):
+        if block in walk.entries:
+            walk.entries[block] += rows[row]
+        else:
+            walk.find("error", "level-1 table", f"block {block}", "is named for its entries, but is in no array of the region")
+    homes, _ = region.pages.virtblocks.homes(addresses)
+    wrong = homes != indexes
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        walk.find("error", "virtblock entry", f"0x{int(addresses[first]) * 16:x}", f"says logical block {int(homes[first])}, is named at {int(indexes[first])}")
+    kinds, _ = region.pages.virtblocks.targets(addresses, indexes)
+    return kinds == word.SLOT
+
+
+def _check_counters(walk: Walk, region: Region, states: list[Record], roots: Ints, nvm: int, slots: int) -> None:
+    if region.record.get("flags") & (lay.DELETING | lay.SWEEPING):
+        return  # half taken apart, as a killed deletion leaves it
+    expected = [(region.record, {"nvm_blocks": nvm, "slots": slots})]
+    for state, root in zip(states, roots.tolist(), strict=True):
+        mapped = int(walk.mapped[root - walk.start]) if root else 0
+        purged = int(walk.purged[root - walk.start]) if root else 0
+        expected.append((state, {"mapped": mapped, "mapped_purged": purged} if state is region.record else {"mapped": mapped}))
+    for record, fields in expected:
+        for name, value in fields.items():
+            if record.get(name) != value:
+                walk.find("error", "record", f"region {region.name!r} {record.name!r}", f"{name} is {record.get(name)}, counted {value}", fixable=True)
+                index, stored = record.sealed(name, value)
+                walk.fixes.append((np.array([index]), np.array([stored], np.uint64)))
+
+
+def _scrub(walk: Walk, progress: Progress) -> None:
+    device = walk.device
+    assert device.mass is not None
+    used = np.flatnonzero(walk.slots)
+    for start in range(0, len(used), _SLOTS_AT_ONCE):
+        part = used[start : start + _SLOTS_AT_ONCE]
+        crcs = device.slots.get(part)[1]
+        for slot, message in device.mass.iter_damage(part, crcs):
+            walk.find("error", "mass slot", f"slot {slot}", message)
+        if progress is not None:
+            progress((start + len(part)) * lay.BLOCK_SIZE, len(used) * lay.BLOCK_SIZE, "bytes")
+    for first, nslots in device.mass.iter_data():
+        numbers = np.arange(first, first + nslots)
+        free = numbers[(numbers >= len(walk.slots)) | (walk.slots[np.minimum(numbers, len(walk.slots) - 1)] == 0)]
+        if len(free):
+            walk.find("leak", "mass store", f"slot {int(free[0])}", f"{len(free)} free slots occupy storage", fixable=True)
+            walk.free_slots_with_data.append((int(free[0]), len(free)))

@@ -1,0 +1,251 @@
+"""Import from and export to raw files, qcow2 images and pipes, with holes kept."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import FormatError, NotFoundError, RefusedError, UsageError
+from ..media import sysio, word
+from ..media.journal import run_arrays, runs
+from ..media.newfile import NewFile
+from ..media.store import translated, write_all
+from . import layout as lay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .region import Region
+
+    Progress = Callable[[int, int, str], None] | None
+
+_CHUNK = 16 << 20
+_READ_BLOCKS = 4096
+_QCOW2_MAGIC = b"QFI\xfb"
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """Bytes taken from the source, and those of them that were not zeros and so were written."""
+
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The size of the export, and the bytes of it that are data."""
+
+    bytes_total: int
+    bytes_data: int
+    seconds: float
+
+
+def import_file(region: Region, src: str, offset: int = 0, progress: Progress = None) -> ImportResult:
+    """Copy a raw or sparse file, a qcow2 image (through qemu-img) or standard input (`-`) into the running point.
+
+    Blocks of zeros become holes. Durable on return; killed before, a leading part is there. Raises NotFoundError, UsageError when
+    the source is larger than the region, or NoSpaceError.
+    """
+    region.device.require(dry_run=False)
+    if offset % lay.BLOCK_SIZE:
+        raise UsageError(f"offset {offset}: must be a multiple of {lay.BLOCK_SIZE}")
+    started = time.monotonic()
+    written = 0
+    with _open_source(src) as fd:
+        size = 0 if src == "-" else sysio.file_size(fd)
+        region.check_range(offset, size)
+        position = 0
+        buffer = mmap.mmap(-1, _CHUNK)
+        for start, length in _iter_chunks(fd, size, buffer, piped=src == "-"):
+            _discard(region, offset + position, start - position)
+            region.check_range(offset + start, length)
+            written += _store_chunk(region, offset + start, memoryview(buffer)[:length])
+            position = start + length
+            if progress is not None:
+                progress(position, max(size, position), "bytes")
+        _discard(region, offset + position, size - position)
+        region.flush()
+    return ImportResult(max(position, size), written, round(time.monotonic() - started, 6))
+
+
+def export_file(region: Region, dst: str, snapshot: str | None = None, progress: Progress = None) -> ExportResult:
+    """Write the running point or a snapshot to a sparse raw file, or to standard output (`-`); purged blocks are verified on the way.
+
+    The file appears whole or not at all. Raises DamagedError, NotFoundError, NoSpaceError or StorageError.
+    """
+    region.flush()
+    started = time.monotonic()
+    if dst == "-":
+        data = _export_pipe(region, snapshot, progress)
+    else:
+        new = NewFile(Path(dst))
+        try:
+            new.allocate(region.size_bytes, sparse=True)
+            data = _export_sparse(region, snapshot, new, progress)
+            new.publish(durable=False)
+        finally:
+            new.close()
+    return ExportResult(region.size_bytes, data, round(time.monotonic() - started, 6))
+
+
+@contextmanager
+def _open_source(src: str) -> Iterator[int]:
+    if src == "-":
+        yield 0
+        return
+    path = Path(src)
+    with translated(path):
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        if os.path.isdir(path):
+            raise UsageError(f"{path}: is a folder")
+        if os.pread(fd, 4, 0) == _QCOW2_MAGIC:
+            with _raw_of_qcow2(path) as raw:
+                yield raw
+        else:
+            yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _raw_of_qcow2(path: Path) -> Iterator[int]:
+    if shutil.which("qemu-img") is None:
+        raise NotFoundError(f"{path}: is a qcow2 image; install qemu-img (Debian: qemu-utils) to import it")
+    # Beside the source, where there is room for it, and gone when it is closed.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".nvmtool-import-") as raw:
+        command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), raw.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise FormatError(f"{path}: {done.stderr.strip() or 'qemu-img failed'}")
+        with open(raw.name, "rb") as reopened:
+            yield reopened.fileno()
+
+
+def _iter_chunks(fd: int, size: int, buffer: mmap.mmap, *, piped: bool) -> Iterator[tuple[int, int]]:
+    """Fill the buffer with the source's data, chunk by chunk; yield (position, length) of each. Holes are passed over."""
+    view = memoryview(buffer)
+    position = 0
+    while piped or position < size:
+        if not piped:
+            try:
+                data = os.lseek(fd, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                return
+            position = max(position, data // lay.BLOCK_SIZE * lay.BLOCK_SIZE)
+            hole = os.lseek(fd, position, os.SEEK_HOLE) if data == position else size
+            wanted = min(_CHUNK, -(-hole // lay.BLOCK_SIZE) * lay.BLOCK_SIZE - position, size - position)
+        else:
+            wanted = _CHUNK
+        got = 0
+        while got < wanted:
+            part = os.readv(fd, [view[got:wanted]]) if piped else os.preadv(fd, [view[got:wanted]], position + got)
+            if part == 0:
+                break
+            got += part
+        if got == 0:
+            return
+        yield position, got
+        position += got
+        if piped and got < wanted:
+            return
+
+
+def _store_chunk(region: Region, offset: int, data: memoryview) -> int:
+    """Write the blocks that are not zeros, discard the others; return the bytes written."""
+    nblocks = len(data) // lay.BLOCK_SIZE
+    words = np.frombuffer(data[: nblocks * lay.BLOCK_SIZE], "<u8").reshape(nblocks, -1)
+    # Most data show themselves in the first word; only the rest is looked at whole.
+    used = words[:, 0] != 0
+    quiet = np.flatnonzero(~used)
+    used[quiet] = words[quiet].any(axis=1)
+    written = 0
+    for wanted, write in ((used, True), (~used, False)):
+        for first, length in runs(np.flatnonzero(wanted)):
+            start, end = first * lay.BLOCK_SIZE, (first + length) * lay.BLOCK_SIZE
+            if write:
+                region.write(offset + start, data[start:end])
+                written += end - start
+            else:
+                _discard(region, offset + start, end - start)
+    tail = data[nblocks * lay.BLOCK_SIZE :]
+    if tail:
+        region.write(offset + nblocks * lay.BLOCK_SIZE, tail)
+        written += len(tail)
+    return written
+
+
+def _discard(region: Region, offset: int, length: int) -> None:
+    if length > 0 and (region.record.get("mapped") or region.has_pending):
+        region.discard(offset, length)
+
+
+def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (logical blocks, kinds, values) of the blocks that are not holes, a few level-1 tables at a time."""
+    tables = region.pages.tables
+    positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
+    for table_index, leaves, _ in tables.iter_leaf_groups([region.root_of(snapshot)]):
+        words = tables.leaf_words(int(leaves[0]))
+        present = np.flatnonzero(words)
+        indexes = positions[present] + (table_index << lay.TABLE_BITS)
+        kinds, values = tables.decode(words[present], indexes)
+        kinds, values = region.pages.follow(kinds, values, indexes)
+        yield indexes, kinds, values
+
+
+def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress: Progress) -> int:
+    view = memoryview(region.device.store.view)
+    size = lay.BLOCK_SIZE
+    nblocks = 0
+    for indexes, kinds, values in _iter_data(region, snapshot):
+        in_nvm, on_mass = kinds == word.BLOCK, kinds == word.SLOT
+        for first, length, block in _joint_runs(indexes[in_nvm], values[in_nvm]):
+            with translated(new.path):
+                write_all(new.fd, first * size, [view[block * size : (block + length) * size]])
+        if on_mass.any():
+            contents = memoryview(region.device.slots.read(values[on_mass]).reshape(-1))
+            starts, lengths = run_arrays(indexes[on_mass])
+            done = 0
+            for first, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+                with translated(new.path):
+                    write_all(new.fd, first * size, [contents[done * size : (done + length) * size]])
+                done += length
+        nblocks += len(indexes)
+        if progress is not None and len(indexes):
+            progress(int(indexes[-1] + 1) * size, region.size_bytes, "bytes")
+    return nblocks * size
+
+
+def _joint_runs(indexes: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Yield (first logical block, length, first block) where both numbers run on together."""
+    if len(indexes):
+        breaks = np.flatnonzero((np.diff(indexes) != 1) | (np.diff(values) != 1)) + 1
+        bounds = np.concatenate([[0], breaks, [len(indexes)]])
+        firsts, lengths, blocks = indexes[bounds[:-1]], np.diff(bounds), values[bounds[:-1]]
+        yield from zip(firsts.tolist(), lengths.tolist(), blocks.tolist(), strict=True)
+
+
+def _export_pipe(region: Region, snapshot: str | None, progress: Progress) -> int:
+    if os.isatty(1):
+        raise RefusedError("standard output is a terminal; redirect it")
+    chunk = _READ_BLOCKS * lay.BLOCK_SIZE
+    for offset in range(0, region.size_bytes, chunk):
+        length = min(chunk, region.size_bytes - offset)
+        data = memoryview(region.read(offset, length, snapshot))
+        while data:
+            data = data[os.write(1, data) :]
+        if progress is not None:
+            progress(offset + length, region.size_bytes, "bytes")
+    return region.size_bytes
