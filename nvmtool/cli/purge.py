@@ -10,7 +10,7 @@ from ..region.device import Device
 from ..region.purge import purge
 from ..region.recall import recall
 from ..text import count_of, human
-from .options import dry_run_option, example, image_argument, mass_option, output_options, region_option
+from .options import dry_run_option, example, image_argument, mass_option, output_options
 from .output import Output
 from .params import PERCENT, SECONDS, SIZE
 
@@ -37,7 +37,7 @@ max_bytes_option = click.option("--max-bytes", type=SIZE, help="Stop when so man
 )
 @max_bytes_option
 @click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
-@click.option("--free-target", type=PERCENT, help="Stop when this share of the image is free.")
+@click.option("--free-target", type=PERCENT, help="Stop when this share of the data area is free.")
 @dry_run_option
 @mass_option
 @output_options
@@ -80,7 +80,7 @@ def purge_command(
 
 @click.command("recall", epilog=example("nvmtool recall disk.nvm --snapshot monday"))
 @image_argument
-@region_option
+@click.option("--region", metavar="NAME", help="Recall in this region; in all of them unless said.")
 @click.option(
     "--snapshot", metavar="NAME", help="Recall what this snapshot names; the running point's blocks unless said."
 )

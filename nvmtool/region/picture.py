@@ -1,6 +1,6 @@
 """Drawing where a region's data are: a band of cells for each state, for the terminal and as SVG.
 
-A cell shows the kind that has the most bytes in its stretch of the region; of equals, the first of KINDS.
+A cell shows the kind that has the most bytes in its stretch of the region; of equals, the first of LOOKS.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-HOLE = KINDS.index("hole")
-
 # kind: glyph, glyph of a terminal without UTF-8, terminal colour, SVG fill. The glyphs differ in weight and the colours
-# in lightness, so that neither needs the other.
+# in lightness, so that neither needs the other. Of equals in a cell, the first here is shown.
 LOOKS = {
     "active": ("█", "#", "blue", "#1f5f99"),
     "non-active": ("▒", "x", "yellow", "#f2a33a"),
@@ -33,6 +31,7 @@ LOOKS = {
     "hole": ("·", ".", "bright_black", "#e9edf1"),
 }
 assert set(LOOKS) == set(KINDS)
+_CODES = [KINDS.index(kind) for kind in LOOKS]
 
 _TICK_CELLS = 16
 
@@ -50,21 +49,21 @@ class Band:
 
 def band_totals(band: Band) -> dict[str, int]:
     """Return the bytes of each kind; what no extent covers is hole."""
-    totals = [int(band.lengths[band.kinds == code].sum()) for code in range(len(KINDS))]
-    totals[HOLE] += band.size_bytes - sum(totals)
-    return dict(zip(KINDS, totals, strict=True))
+    totals = {kind: int(band.lengths[band.kinds == code].sum()) for kind, code in zip(LOOKS, _CODES, strict=True)}
+    totals["hole"] += band.size_bytes - sum(totals.values())
+    return totals
 
 
 def band_cells(band: Band, ncells: int) -> NDArray[np.uint8]:
     """Return for each of `ncells` equal stretches the kind with the most bytes in it (u1, index into KINDS)."""
     edges = np.array([band.size_bytes * i // ncells for i in range(ncells + 1)], np.int64)
-    in_cell = np.empty((len(KINDS), ncells), np.int64)
-    for code in range(len(KINDS)):
+    in_cell = np.empty((len(LOOKS), ncells), np.int64)
+    for rank, code in enumerate(_CODES):
         chosen = band.kinds == code
-        in_cell[code] = np.diff(_bytes_below(band.offsets[chosen], band.lengths[chosen], edges))
-    in_cell[HOLE] += np.diff(edges) - in_cell.sum(axis=0)
-    winners: NDArray[np.intp] = in_cell.argmax(axis=0)
-    return winners.astype(np.uint8)
+        in_cell[rank] = np.diff(_bytes_below(band.offsets[chosen], band.lengths[chosen], edges))
+    in_cell[_CODES.index(KINDS.index("hole"))] += np.diff(edges) - in_cell.sum(axis=0)
+    cells: NDArray[np.uint8] = np.array(_CODES, np.uint8)[in_cell.argmax(axis=0)]
+    return cells
 
 
 def _bytes_below(offsets: NDArray[np.int64], lengths: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -109,8 +108,8 @@ def _legend(labels: Sequence[str], bands: Sequence[Band], glyph: int) -> Rendera
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     table.add_column("", no_wrap=True)
-    for kind in KINDS:
-        heading: Text = Text.assemble((LOOKS[kind][glyph] * 2, LOOKS[kind][2]), " ", kind)
+    for kind, look in LOOKS.items():
+        heading: Text = Text.assemble((look[glyph] * 2, look[2]), " ", kind)
         table.add_column(heading, justify="right", no_wrap=True)
     for label, band in zip(labels, bands, strict=True):
         table.add_row(Text(label), *map(human, band_totals(band).values()))
@@ -159,7 +158,7 @@ def svg_picture(bands: Sequence[Band], title: str) -> str:
     """Return an SVG document of its own: the bands, an axis, and a legend whose columns hold each state's totals."""
     label_width = _LETTER * min(_MAX_LETTERS, max(len(printable(band.label)) for band in bands)) + 16
     left = _MARGIN + label_width
-    width = left + _CELLS + len(KINDS) * _COLUMN + _MARGIN
+    width = left + _CELLS + len(LOOKS) * _COLUMN + _MARGIN
     bottom = _HEAD + len(bands) * _ROW
     height = bottom + 40
     parts = [
@@ -170,12 +169,10 @@ def svg_picture(bands: Sequence[Band], title: str) -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<text x="{_MARGIN}" y="38" font-size="18" font-weight="600">{_svg_text(title)}</text>',
     ]
-    columns = [left + _CELLS + (i + 1) * _COLUMN for i in range(len(KINDS))]
-    for kind, right in zip(KINDS, columns, strict=True):
+    columns = [left + _CELLS + (i + 1) * _COLUMN for i in range(len(LOOKS))]
+    for (kind, look), right in zip(LOOKS.items(), columns, strict=True):
         swatch = right - len(kind) * _LETTER - 22
-        parts.append(
-            f'<rect x="{swatch}" y="{_HEAD - 26}" width="14" height="14" fill="{LOOKS[kind][3]}" stroke="#9aa7b2"/>'
-        )
+        parts.append(f'<rect x="{swatch}" y="{_HEAD - 26}" width="14" height="14" fill="{look[3]}" stroke="#9aa7b2"/>')
         parts.append(f'<text x="{right}" y="{_HEAD - 14}" text-anchor="end">{kind}</text>')
     for row, band in enumerate(bands):
         parts += _svg_band(band, left, _HEAD + row * _ROW, columns)

@@ -128,19 +128,21 @@ class Slots:
 
     def end(self) -> int:
         """Return the number behind the last slot that may be in use, for checking the mass store's size (0: none)."""
-        child = self._child(_ROOT_WORD, _ROOT_PLACE)
-        first, level = 0, 3
-        while child is not None and level > 0:
-            base = child[0] * lay.WORDS_PER_BLOCK
-            last = int(np.flatnonzero(self._journal.array[base : base + 512])[-1])
-            first = first << lay.TABLE_BITS | last
-            child = self._child(base + last, word.place(lay.SLOTS_PLACE + level, 0, first))
-            level -= 1
-        if child is None:
-            return 0
-        base = child[0] * lay.WORDS_PER_BLOCK
-        used = np.flatnonzero(self._journal.array[base : base + 512])
-        return (first << lay.TABLE_BITS) + (int(used[-1]) + 1 if len(used) else 0)
+        top = self._child(_ROOT_WORD, _ROOT_PLACE)
+        return self._end_below(3, 0, top[0]) if top is not None else 0
+
+    def _end_below(self, level: int, first: int, block: int) -> int:
+        base = block * lay.WORDS_PER_BLOCK
+        used = np.flatnonzero(self._journal.array[base : base + lay.TABLE_ENTRIES])
+        if level == 0:
+            return (first << lay.TABLE_BITS) + int(used[-1]) + 1 if len(used) else 0
+        for position in used[::-1].tolist():  # the last table may have no children left
+            index = first << lay.TABLE_BITS | position
+            child = self._child(base + position, word.place(lay.SLOTS_PLACE + level, 0, index))
+            end = self._end_below(level - 1, index, child[0]) if child is not None else 0
+            if end:
+                return end
+        return 0
 
     def _iter_below(self, level: int, first: int, block: int) -> Iterator[tuple[int, int, int, int]]:
         base = block * lay.WORDS_PER_BLOCK

@@ -122,7 +122,6 @@ class Virtblocks:
         addresses = self._take_free(len(indexes), owner, state)
         self.point(addresses, indexes, kind, values)
         self.store_homes(addresses, indexes, counts)
-        self._add_live(addresses, 1)
         return addresses
 
     def free(self, addresses: Addresses, find_owner: FindOwner) -> None:
@@ -213,6 +212,8 @@ class Virtblocks:
             if not len(self._free):
                 self._free = self._find_free(owner, state)
             part, self._free = self._free[:count], self._free[count:]
+            # Counted at once, so that the next search does not take the same block for one with room.
+            self._add_live(part, 1)
             parts.append(part)
             count -= len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
