@@ -63,9 +63,7 @@ def import_command(image: str, src: str, region: str | None, offset: int, mass: 
 @snapshot_option
 @mass_option
 @output_options
-def export_command(
-    image: str, dst: str, region: str | None, snapshot: str | None, mass: str | None, out: Output
-) -> None:
+def export_command(image: str, dst: str, region: str | None, snapshot: str | None, mass: str | None, out: Output) -> None:
     """Copy a region or a snapshot into a sparse file.
 
     DST is a file, or - for stdout.
@@ -77,8 +75,7 @@ def export_command(
     facts = {"image": image, "region": name, "snapshot": snapshot, "dst": dst, **dataclasses.asdict(result)}
     out.done(
         facts,
-        f"{image}: exported {human(result.bytes_total)} of region {name}, "
-        f"{human(result.bytes_data)} of it data, in {result.seconds:.2f} s",
+        f"{image}: exported {human(result.bytes_total)} of region {name}, {human(result.bytes_data)} of it data, in {result.seconds:.2f} s",
         to_stderr=dst == STREAM,
     )
 
@@ -91,9 +88,7 @@ def export_command(
 @snapshot_option
 @mass_option
 @debug_option
-def read_command(
-    image: str, offset: int, length: int | None, region: str | None, snapshot: str | None, mass: str | None
-) -> None:
+def read_command(image: str, offset: int, length: int | None, region: str | None, snapshot: str | None, mass: str | None) -> None:
     """Write bytes of a region to stdout."""
     with Device.open(image, mass=mass) as device:
         source = device.region(region)
@@ -111,9 +106,7 @@ def read_command(
 @region_option
 @mass_option
 @output_options
-def write_command(
-    image: str, offset: int, length: int | None, region: str | None, mass: str | None, out: Output
-) -> None:
+def write_command(image: str, offset: int, length: int | None, region: str | None, mass: str | None, out: Output) -> None:
     """Write bytes from stdin to a region.
 
     They are durable when the command ends.
@@ -138,9 +131,7 @@ def write_command(
 @dry_run_option
 @mass_option
 @output_options
-def discard_command(
-    image: str, offset: int, length: int, region: str | None, dry_run: bool, mass: str | None, out: Output
-) -> None:
+def discard_command(image: str, offset: int, length: int, region: str | None, dry_run: bool, mass: str | None, out: Output) -> None:
     """Make a hole in a region.
 
     It reads as zeros; snapshots keep what they have.

@@ -23,12 +23,8 @@ PROBLEMS_FOUND = 1
 @image_argument
 @click.option("--size", type=SIZE, required=True, help="Size of the image, metadata included.")
 @click.option("--mass", type=click.Path(), metavar="FILE", required=True, help="The mass store; created if absent.")
-@click.option(
-    "--block-size", type=SIZE, default="4KiB", help="Size of a data block; 4 KiB is the only one of this version."
-)
-@click.option(
-    "--sparse", is_flag=True, help="Do not allocate the image's space now: a full file system may then kill a writer."
-)
+@click.option("--block-size", type=SIZE, default="4KiB", help="Size of a data block; 4 KiB is the only one of this version.")
+@click.option("--sparse", is_flag=True, help="Do not allocate the image's space now: a full file system may then kill a writer.")
 @click.option("--force", is_flag=True, help="Format over an image that is there.")
 @output_options
 def format_command(image: str, size: int, mass: str, block_size: int, sparse: bool, force: bool, out: Output) -> None:

@@ -16,14 +16,10 @@ CURRENT = "@current"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 image_argument = click.argument("image", type=click.Path())
-region_option = click.option(
-    "--region", metavar="NAME", help="Name of the region; may be left out when there is only one."
-)
+region_option = click.option("--region", metavar="NAME", help="Name of the region; may be left out when there is only one.")
 snapshot_option = click.option("--snapshot", metavar="NAME", help="Use this snapshot, not the running point.")
 offset_option = click.option("--offset", type=OFFSET, required=True, help="Where in the region, in bytes.")
-mass_option = click.option(
-    "--mass", type=click.Path(), metavar="FILE", help="The mass store is here now, not where the image says."
-)
+mass_option = click.option("--mass", type=click.Path(), metavar="FILE", help="The mass store is here now, not where the image says.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 

@@ -27,9 +27,7 @@ class Progress:
     def __enter__(self) -> Report | None:
         return None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End the display."""
 
 
@@ -64,9 +62,7 @@ class BarProgress(Progress):
     def __enter__(self) -> Report:
         return self._report
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.stop()

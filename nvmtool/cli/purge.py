@@ -32,9 +32,7 @@ max_bytes_option = click.option("--max-bytes", type=SIZE, help="Stop when so man
     help="virtblock changes one pointer a block, pointer-elimination one for each page table that names it.",
 )
 @click.option("--region", metavar="NAME", help="Purge this region; all of them unless said.")
-@click.option(
-    "--snapshot", "snapshots", metavar="NAME", multiple=True, help="Purge what this snapshot names; may be repeated."
-)
+@click.option("--snapshot", "snapshots", metavar="NAME", multiple=True, help="Purge what this snapshot names; may be repeated.")
 @max_bytes_option
 @click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
 @click.option("--free-target", type=PERCENT, help="Stop when this share of the data area is free.")
@@ -81,9 +79,7 @@ def purge_command(
 @click.command("recall", epilog=example("nvmtool recall disk.nvm --snapshot monday"))
 @image_argument
 @click.option("--region", metavar="NAME", help="Recall in this region; in all of them unless said.")
-@click.option(
-    "--snapshot", metavar="NAME", help="Recall what this snapshot names; the running point's blocks unless said."
-)
+@click.option("--snapshot", metavar="NAME", help="Recall what this snapshot names; the running point's blocks unless said.")
 @max_bytes_option
 @dry_run_option
 @mass_option
@@ -99,9 +95,7 @@ def recall_command(
 ) -> None:
     """Bring purged blocks back to NVM."""
     with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        result = recall(
-            device, region=region, snapshot=snapshot, max_bytes=max_bytes, dry_run=dry_run, progress=progress
-        )
+        result = recall(device, region=region, snapshot=snapshot, max_bytes=max_bytes, dry_run=dry_run, progress=progress)
     out.done(
         {"image": image, "dry_run": dry_run, **dataclasses.asdict(result)},
         f"{image}: {'would recall' if dry_run else 'recalled'} {count_of(result.blocks_recalled, 'block')} "

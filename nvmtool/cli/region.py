@@ -26,9 +26,7 @@ def region_command() -> None:
 @region_command.command("create", epilog=example("nvmtool region create disk.nvm vm1 --size 16T"))
 @image_argument
 @name_argument
-@click.option(
-    "--size", type=SIZE, required=True, help="Size of the region; it is thin, so more than the image has is fine."
-)
+@click.option("--size", type=SIZE, required=True, help="Size of the region; it is thin, so more than the image has is fine.")
 @click.option("--mapping", type=MAPPINGS, default="virtblock", help="How page tables name data blocks.")
 @mass_option
 @output_options

@@ -74,9 +74,7 @@ def list_command(image: str, region: str | None, mass: str | None, out: Output) 
         source = device.region(region)
         snapshots = list_snapshots(source)
         facts = {"image": image, "region": source.name, "snapshots": [dataclasses.asdict(s) for s in snapshots]}
-    rows = [
-        (s.name, s.created, human(s.owned_bytes), human(s.exclusive_bytes), human(s.purged_bytes)) for s in snapshots
-    ]
+    rows = [(s.name, s.created, human(s.owned_bytes), human(s.exclusive_bytes), human(s.purged_bytes)) for s in snapshots]
     out.result(facts, Grid(("snapshot", "created", "owned", "exclusive", "purged"), rows, nleft=2))
 
 
@@ -87,9 +85,7 @@ def list_command(image: str, region: str | None, mass: str | None, out: Output) 
 @dry_run_option
 @mass_option
 @output_options
-def delete_command(
-    image: str, names: tuple[str, ...], region: str | None, dry_run: bool, mass: str | None, out: Output
-) -> None:
+def delete_command(image: str, names: tuple[str, ...], region: str | None, dry_run: bool, mass: str | None, out: Output) -> None:
     """Delete snapshots, in the order given; the others stay exactly as they are."""
     with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
         source = device.region(region)
@@ -122,9 +118,7 @@ def revert_command(image: str, name: str, region: str | None, dry_run: bool, mas
 
 @snapshot_command.command(
     "diff",
-    epilog=example(
-        "nvmtool snapshot diff disk.nvm monday tuesday", "nvmtool snapshot diff disk.nvm monday @current --json"
-    ),
+    epilog=example("nvmtool snapshot diff disk.nvm monday tuesday", "nvmtool snapshot diff disk.nvm monday @current --json"),
 )
 @image_argument
 @click.argument("a")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import ExistsError, FormatError, NoSpaceError, NotFoundError, NvmtoolError, StorageError, UsageError
-from . import sysio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -247,9 +246,7 @@ def _map_private(path: Path, fd: int, size: int) -> mmap.mmap:
         raise FormatError(f"{path}: {size} bytes is too short for an image")
     try:
         # NORESERVE: a private mapping of 1 TiB needs no 1 TiB of memory, only what is changed between two checkpoints.
-        return mmap.mmap(
-            fd, size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-        )
+        return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise UsageError(

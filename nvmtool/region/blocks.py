@@ -165,12 +165,12 @@ class Blocks:
         if wrong.any():
             block = int(blocks[np.flatnonzero(wrong)[0]])
             offset = int(self._offsets(np.array([block]))[0])
-            word.damaged("count word", offset, self._journal.words[offset >> 3], f"of block {block}, which is named as {word.KIND_NAMES[kind]}")
+            word.damaged(
+                "count word", offset, self._journal.words[offset >> 3], f"of block {block}, which is named as {word.KIND_NAMES[kind]}"
+            )
         return counts
 
-    def sealed_counts(
-        self, blocks: BlockNumbers, counts: NDArray[np.uint64], kinds: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.int64], Words]:
+    def sealed_counts(self, blocks: BlockNumbers, counts: NDArray[np.uint64], kinds: NDArray[np.uint8]) -> tuple[NDArray[np.int64], Words]:
         """Return (word indexes, count words) for blocks; a count of 0 gives the word of a free block."""
         payloads = counts | kinds.astype(np.uint64) << np.uint64(word.VALUE_BITS)
         words = word.seal_array(payloads, self._places(blocks))

@@ -92,7 +92,12 @@ class Walk:
         at = blocks - self.start
         mixed = (self.kinds[at] != 0) & (self.kinds[at] != kind)
         for position in np.flatnonzero(mixed)[:10].tolist():
-            self.find("error", structure, f"block {int(blocks[position])}", f"is named both as {word.KIND_NAMES[kind]} and as {word.KIND_NAMES[int(self.kinds[at[position]])]}")
+            self.find(
+                "error",
+                structure,
+                f"block {int(blocks[position])}",
+                f"is named both as {word.KIND_NAMES[kind]} and as {word.KIND_NAMES[int(self.kinds[at[position]])]}",
+            )
         self.kinds[at] = kind
         np.add.at(self.references, at, 1)
 
@@ -203,7 +208,12 @@ def _check_records(walk: Walk, region: Region) -> None:
         except DamagedError as error:
             walk.damaged("record", error)
     if len(list(region.snapshots)) != region.record.get("nsnapshots"):
-        walk.find("error", "record", f"region {region.name!r}", f"nsnapshots is {region.record.get('nsnapshots')}, there are {len(list(region.snapshots))}")
+        walk.find(
+            "error",
+            "record",
+            f"region {region.name!r}",
+            f"nsnapshots is {region.record.get('nsnapshots')}, there are {len(list(region.snapshots))}",
+        )
 
 
 def _check_arrays(walk: Walk, region: Region, states: list[Record]) -> tuple[int, int]:
@@ -217,7 +227,12 @@ def _check_arrays(walk: Walk, region: Region, states: list[Record]) -> tuple[int
                 walk.expect(blocks, word.ARRAY, "virtblock array")
                 for block in blocks.tolist():
                     if virtblocks.owner(block) != state_id:
-                        walk.find("error", "virtblock array", f"block {block}", f"belongs to state {virtblocks.owner(block)}, is in the array of state {state_id}")
+                        walk.find(
+                            "error",
+                            "virtblock array",
+                            f"block {block}",
+                            f"belongs to state {virtblocks.owner(block)}, is in the array of state {state_id}",
+                        )
                     walk.entries[block] = np.zeros(lay.ENTRIES_PER_ARRAY_BLOCK, np.int32)
                 _check_entries(walk, region, blocks, totals)
         except DamagedError as error:
@@ -312,7 +327,12 @@ def _check_named_entries(walk: Walk, region: Region, addresses: Ints, indexes: I
     wrong = homes != indexes
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        walk.find("error", "virtblock entry", f"0x{int(addresses[first]) * 16:x}", f"says logical block {int(homes[first])}, is named at {int(indexes[first])}")
+        walk.find(
+            "error",
+            "virtblock entry",
+            f"0x{int(addresses[first]) * 16:x}",
+            f"says logical block {int(homes[first])}, is named at {int(indexes[first])}",
+        )
     kinds, _ = region.pages.virtblocks.targets(addresses, indexes)
     return kinds == word.SLOT
 
@@ -328,7 +348,13 @@ def _check_counters(walk: Walk, region: Region, states: list[Record], roots: Int
     for record, fields in expected:
         for name, value in fields.items():
             if record.get(name) != value:
-                walk.find("error", "record", f"region {region.name!r} {record.name!r}", f"{name} is {record.get(name)}, counted {value}", fixable=True)
+                walk.find(
+                    "error",
+                    "record",
+                    f"region {region.name!r} {record.name!r}",
+                    f"{name} is {record.get(name)}, counted {value}",
+                    fixable=True,
+                )
                 index, stored = record.sealed(name, value)
                 walk.fixes.append((np.array([index]), np.array([stored], np.uint64)))
 

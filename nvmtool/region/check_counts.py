@@ -38,11 +38,22 @@ def check_block_counts(walk: Walk) -> None:
         for position in _first(found < expected):
             walk.find("error", "count word", f"block {start + position}", f"count is {found[position]}, named {expected[position]} times")
         for position in _first((expected > 0) & (found >= expected) & (kinds != expected_kinds)):
-            walk.find("error", "count word", f"block {start + position}", f"kind is {word.KIND_NAMES[int(kinds[position])]}, named as {word.KIND_NAMES[int(expected_kinds[position])]}")
+            walk.find(
+                "error",
+                "count word",
+                f"block {start + position}",
+                f"kind is {word.KIND_NAMES[int(kinds[position])]}, named as {word.KIND_NAMES[int(expected_kinds[position])]}",
+            )
         high = np.flatnonzero(found > expected)
         walk.leaked_blocks += int((expected[high] == 0).sum())
         for position in high[:_MOST_FINDINGS].tolist():
-            walk.find("leak", "count word", f"block {start + position}", f"count is {found[position]}, named {expected[position]} times", fixable=True)
+            walk.find(
+                "leak",
+                "count word",
+                f"block {start + position}",
+                f"count is {found[position]}, named {expected[position]} times",
+                fixable=True,
+            )
         if len(high):
             walk.fixes.append(blocks.sealed_counts(numbers[high], expected[high].astype(np.uint64), expected_kinds[high]))
     for group, found_used, used in blocks.iter_wrong_groups():
@@ -63,12 +74,23 @@ def check_entry_counts(walk: Walk, region: Region) -> None:
         rows = np.array([lookup[block] for block in (addresses >> lay.ENTRY_BITS).tolist()], np.int64)
         wanted = expected[rows * lay.ENTRIES_PER_ARRAY_BLOCK + (addresses & lay.ENTRIES_PER_ARRAY_BLOCK - 1)]
         for position in _first(counts < wanted):
-            walk.find("error", "virtblock entry", f"0x{int(addresses[position]) * 16:x}", f"count is {counts[position]}, named {wanted[position]} times")
+            walk.find(
+                "error",
+                "virtblock entry",
+                f"0x{int(addresses[position]) * 16:x}",
+                f"count is {counts[position]}, named {wanted[position]} times",
+            )
         high = np.flatnonzero(counts > wanted)
         for position in high[:_MOST_FINDINGS].tolist():
             # An entry that nothing names would have to leave its array: its data may be all that is left of something.
             fixable = bool(wanted[position])
-            walk.find("leak", "virtblock entry", f"0x{int(addresses[position]) * 16:x}", f"count is {counts[position]}, named {wanted[position]} times", fixable=fixable)
+            walk.find(
+                "leak",
+                "virtblock entry",
+                f"0x{int(addresses[position]) * 16:x}",
+                f"count is {counts[position]}, named {wanted[position]} times",
+                fixable=fixable,
+            )
         kept = high[wanted[high] > 0]
         if len(kept):
             walk.fixes.append(virtblocks.sealed_homes(addresses[kept], indexes[kept], wanted[kept].astype(np.int64)))
@@ -88,7 +110,9 @@ def check_slot_counts(walk: Walk) -> None:
         present = walk.device.journal.array[base : base + lay.TABLE_ENTRIES] != 0
         total += int(present.sum())
         if int(present.sum()) != used:
-            walk.find("error", "slot table", f"slots from {first << lay.TABLE_BITS}", f"{int(present.sum())} are in use, the pointer says {used}")
+            walk.find(
+                "error", "slot table", f"slots from {first << lay.TABLE_BITS}", f"{int(present.sum())} are in use, the pointer says {used}"
+            )
         inside = np.minimum(numbers, len(walk.slots) - 1)
         expected = np.where(numbers < len(walk.slots), walk.slots[inside], 0)
         for number in numbers[~present & (expected > 0)][:_MOST_FINDINGS].tolist():
@@ -97,11 +121,22 @@ def check_slot_counts(walk: Walk) -> None:
         wanted = expected[present]
         found = counts.astype(np.int64)
         for position in _first(found < wanted):
-            walk.find("error", "slot word", f"slot {int(numbers[present][position])}", f"count is {found[position]}, named {wanted[position]} times")
+            walk.find(
+                "error",
+                "slot word",
+                f"slot {int(numbers[present][position])}",
+                f"count is {found[position]}, named {wanted[position]} times",
+            )
         high = np.flatnonzero(found > wanted)
         for position in high[:_MOST_FINDINGS].tolist():
             fixable = bool(wanted[position])
-            walk.find("leak", "slot word", f"slot {int(numbers[present][position])}", f"count is {found[position]}, named {wanted[position]} times", fixable=fixable)
+            walk.find(
+                "leak",
+                "slot word",
+                f"slot {int(numbers[present][position])}",
+                f"count is {found[position]}, named {wanted[position]} times",
+                fixable=fixable,
+            )
         kept = high[wanted[high] > 0]
         if len(kept):
             at = base + (numbers[present][kept] & lay.TABLE_ENTRIES - 1)

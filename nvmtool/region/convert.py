@@ -52,9 +52,7 @@ def convert_region(region: Region, mapping: str, progress: Progress = None, *, d
     return Change(device.blocks.free_blocks - before[0], before[1] - device.slots.used, pointers)
 
 
-def _convert_all(
-    region: Region, convert: Callable[[Region, LeafWords, list[Record]], None], progress: Progress
-) -> int:
+def _convert_all(region: Region, convert: Callable[[Region, LeafWords, list[Record]], None], progress: Progress) -> int:
     region.forget_cached()
     states = [*require_snapshots(region, ()), region.record]
     roots = [state.get_pointer("root", word.TABLE) for state in states]

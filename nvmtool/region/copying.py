@@ -53,7 +53,4 @@ def block_crcs(view: memoryview, blocks: BlockNumbers) -> list[int]:
 def _chunks(view: memoryview, blocks: BlockNumbers) -> list[Chunk]:
     starts, lengths = run_arrays(blocks)
     size = lay.BLOCK_SIZE
-    return [
-        view[first : first + length]
-        for first, length in zip((starts * size).tolist(), (lengths * size).tolist(), strict=True)
-    ]
+    return [view[first : first + length] for first, length in zip((starts * size).tolist(), (lengths * size).tolist(), strict=True)]

@@ -125,7 +125,9 @@ class Device:
             if len(regions) != 1:
                 names = ", ".join(region.name for region in regions)
                 if not regions:
-                    raise NotFoundError(f"{self.path}: has no region yet; create one with: nvmtool region create {self.path} NAME --size SIZE")
+                    raise NotFoundError(
+                        f"{self.path}: has no region yet; create one with: nvmtool region create {self.path} NAME --size SIZE"
+                    )
                 raise UsageError(f"{self.path}: has several regions, name one of them with --region: {names}")
             return regions[0]
         record = self._table.find(name)

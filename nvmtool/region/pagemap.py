@@ -193,9 +193,7 @@ class PageMap:
             mine = ranks == rank
             owner = states[rank]
             state = owner.get("state") if owner is self._record else owner.id
-            addresses[mine] = self.virtblocks.create(
-                indexes[mine], word.BLOCK, blocks[mine], counts[mine], owner, state
-            )
+            addresses[mine] = self.virtblocks.create(indexes[mine], word.BLOCK, blocks[mine], counts[mine], owner, state)
         return addresses
 
     def drop_refs(self, kinds: Kinds, values: Values) -> Freed:

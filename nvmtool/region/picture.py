@@ -76,9 +76,7 @@ def _bytes_below(offsets: NDArray[np.int64], lengths: NDArray[np.int64], edges: 
     return np.where(reached < 0, 0, before[reached] + inside)
 
 
-def terminal_picture(
-    bands: Sequence[Band], title: str, *, width: int, utf8: bool = True, left_out: int = 0
-) -> RenderableType:
+def terminal_picture(bands: Sequence[Band], title: str, *, width: int, utf8: bool = True, left_out: int = 0) -> RenderableType:
     """Return the bands, an axis and a legend with each state's totals; says so when states were `left_out`."""
     # rich takes longer to load than most maps to draw, and neither SVG nor JSON needs it.
     from rich.cells import cell_len, set_cell_size

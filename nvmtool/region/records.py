@@ -219,7 +219,9 @@ class RecordTable:
                 position = int(np.flatnonzero(~used)[0])
                 number = leaf * self._per_leaf + position
                 return Record(self, number, start + position * self.words_per_record)
-        raise NoSpaceError(f"{self.journal.store.path}: no room for another {self.label.removesuffix(' table entry')} ({_TOP_ENTRIES * self._per_leaf})")
+        raise NoSpaceError(
+            f"{self.journal.store.path}: no room for another {self.label.removesuffix(' table entry')} ({_TOP_ENTRIES * self._per_leaf})"
+        )
 
     def _leaf_place(self, leaf: int) -> int:
         return word.place(self._leaf_structure, self._region, leaf)

@@ -246,6 +246,7 @@ class Region:
             alone = self.pages.tables.levels * ((nblocks >> lay.TABLE_BITS) + 2) + nblocks // lay.LIVE_ENTRIES + 2
             if self.device.blocks.available < nblocks + alone:
                 if nblocks > 1:
-                    raise NoSpaceError(f"{self.device.path}: device full: {nblocks} blocks of 4 KiB do not fit; purge or delete snapshots, or discard")
+                    raise NoSpaceError(
+                        f"{self.device.path}: device full: {nblocks} blocks of 4 KiB do not fit; purge or delete snapshots, or discard"
+                    )
                 self.device.blocks.take(1 + alone)  # raises with the full message
-

@@ -236,7 +236,9 @@ class Slots:
         wrong = (payloads >> np.uint64(word.VALUE_BITS) != word.SLOT) | (counts == 0)
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
-            word.damaged("slot word", int(offsets[first]), int(payloads[first]) << 8, f"of slot {int(slots[first])} is free or of another kind")
+            word.damaged(
+                "slot word", int(offsets[first]), int(payloads[first]) << 8, f"of slot {int(slots[first])} is free or of another kind"
+            )
         return counts, (payloads >> np.uint64(lay.COUNT_BITS)).astype(np.uint32)
 
     def _store(self, slots: SlotNumbers, indexes: NDArray[np.int64], counts: NDArray[np.uint64], crcs: NDArray[np.uint32]) -> None:

@@ -183,8 +183,7 @@ def _exclusive_blocks(region: Region, table: int, level: int, prefix: int) -> in
         slots = region.device.slots.get(values[kinds == word.SLOT])[0] if (kinds == word.SLOT).any() else np.empty(0)
         return int((homes == 1).sum() + (blocks == 1).sum() + (slots == 1).sum())
     return sum(
-        _exclusive_blocks(region, child, level - 1, index)
-        for index, child in region.pages.tables.iter_children(table, level, prefix)
+        _exclusive_blocks(region, child, level - 1, index) for index, child in region.pages.tables.iter_children(table, level, prefix)
     )
 
 

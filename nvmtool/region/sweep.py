@@ -20,11 +20,11 @@ from . import layout as lay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..media.word import Words
     from .device import Device
     from .records import Record
     from .region import Region
     from .tables import BlockNumbers, Indexes
-    from ..media.word import Words
 
     Progress = Callable[[int, int, str], None] | None
 
@@ -264,9 +264,7 @@ def discard(region: Region, offset: int, length: int, *, dry_run: bool = False, 
                 device.journal.commit()
             if progress is not None:
                 progress(min(stop, end) - first, end - first, "blocks")
-    return Change(
-        device.blocks.free_blocks - before[0], before[1] - device.slots.used, before[2] - region.record.get("mapped")
-    )
+    return Change(device.blocks.free_blocks - before[0], before[1] - device.slots.used, before[2] - region.record.get("mapped"))
 
 
 def _discard_leaf(region: Region, table_index: int, first: int, end: int) -> None:

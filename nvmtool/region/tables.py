@@ -67,14 +67,15 @@ class Tables:
             places = word.places_array(lay.TABLE_PLACE + level, self._region, indexes[present])
             payloads = word.unseal_array(words[present], places, f"level-{level} entry", offsets)
             values = (payloads & np.uint64(word.VALUE_MASK)).astype(np.int64)
-            wrong = (
-                (payloads >> np.uint64(word.VALUE_BITS) != word.TABLE)
-                | (values < self._blocks.start)
-                | (values >= self._blocks.end)
-            )
+            wrong = (payloads >> np.uint64(word.VALUE_BITS) != word.TABLE) | (values < self._blocks.start) | (values >= self._blocks.end)
             if wrong.any():
                 first = int(np.flatnonzero(wrong)[0])
-                word.damaged(f"level-{level} entry", int(offsets[first]), int(words[present][first]), f"does not name a table in the data area (ends at {self._blocks.end})")
+                word.damaged(
+                    f"level-{level} entry",
+                    int(offsets[first]),
+                    int(words[present][first]),
+                    f"does not name a table in the data area (ends at {self._blocks.end})",
+                )
             blocks[present] = values
         return blocks
 
@@ -137,9 +138,7 @@ class Tables:
             present = np.flatnonzero(children)
             distinct, order = np.unique(children[present], return_index=True)
             by_rank = np.argsort(order)
-            yield from self._iter_groups(
-                distinct[by_rank], ranks[present[order[by_rank]]], level - 1, index, first
-            )
+            yield from self._iter_groups(distinct[by_rank], ranks[present[order[by_rank]]], level - 1, index, first)
 
     def iter_differing(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
         """Yield (table index, table in tree a, table in tree b) where the level-1 tables are not the same; shared subtrees cost nothing."""
@@ -206,4 +205,3 @@ class Tables:
                 int(words.ravel()[first]),
                 f"names {name} {int(values.ravel()[first])}, out of range (data area ends at {self._blocks.end})",
             )
-

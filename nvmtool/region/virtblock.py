@@ -114,7 +114,9 @@ class Virtblocks:
         self.store_homes(distinct[kept], indexes[kept], (counts - times)[kept])
         return distinct[~kept], indexes[~kept]
 
-    def create(self, indexes: Indexes, kind: int, values: NDArray[np.int64], counts: NDArray[np.int64], owner: Record, state: int) -> Addresses:
+    def create(
+        self, indexes: Indexes, kind: int, values: NDArray[np.int64], counts: NDArray[np.int64], owner: Record, state: int
+    ) -> Addresses:
         """Make entries for logical blocks in the array of a state; return their addresses.
 
         `owner` is the record of the state with that id. Raises NoSpaceError.
@@ -180,7 +182,9 @@ class Virtblocks:
         """Return the state id that an array block belongs to; raises DamagedError for another region's."""
         owner = self._header(block, _OWNER)
         if owner >> lay.STATE_BITS != self._region:
-            raise DamagedError(f"virtblock array block {block} at 0x{block * lay.BLOCK_SIZE:x}: belongs to region {owner >> lay.STATE_BITS}")
+            raise DamagedError(
+                f"virtblock array block {block} at 0x{block * lay.BLOCK_SIZE:x}: belongs to region {owner >> lay.STATE_BITS}"
+            )
         return owner & (1 << lay.STATE_BITS) - 1
 
     def link(self, block: int, owner: Record, state: int) -> None:

@@ -16,9 +16,7 @@ from nvmtool.cli import COMMANDS, help_text
 from nvmtool.cli.group import group
 
 
-def commands(
-    command: click.Command = group, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(command: click.Command = group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yield every command with the words that name it."""
     yield path, command
     if isinstance(command, click.Group):

@@ -70,9 +70,7 @@ def test_plain_numbers_are_exact(size_bytes: int) -> None:
 def test_sizes_are_shown_within_a_percent(size_bytes: int) -> None:
     number, unit = human(size_bytes).split()
     assert float(number) < 1024
-    assert float(number) * 1024 ** (["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].index(unit)) == pytest.approx(
-        size_bytes, rel=0.01
-    )
+    assert float(number) * 1024 ** (["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].index(unit)) == pytest.approx(size_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize(("text", "share"), [("25%", 0.25), ("0%", 0), ("100%", 1), ("12.5%", 0.125)])

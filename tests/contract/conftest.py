@@ -36,9 +36,7 @@ class Tool:
         assert isinstance(facts, dict)
         return facts
 
-    def process(
-        self, *args: str, input: bytes = b"", code: int = 0, **environment: str
-    ) -> subprocess.CompletedProcess[bytes]:
+    def process(self, *args: str, input: bytes = b"", code: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [sys.executable, "-m", "nvmtool", *args],
             input=input,

@@ -62,10 +62,7 @@ def test_read_and_write_any_bytes(tool: Any) -> None:
 
 def test_write_takes_at_most_length(tool: Any) -> None:
     assert tool.json("write", "disk.nvm", "--offset", "0", "--length", "3", input=b"abcdef")["bytes_written"] == 3
-    assert (
-        tool.process("read", "disk.nvm", "--offset", "0", "--length", "4").stdout
-        == b"abc" + Path("raw").read_bytes()[3:4]
-    )
+    assert tool.process("read", "disk.nvm", "--offset", "0", "--length", "4").stdout == b"abc" + Path("raw").read_bytes()[3:4]
 
 
 def test_discard_makes_a_hole_and_snapshots_keep_theirs(changed: Any) -> None:

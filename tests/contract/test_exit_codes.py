@@ -101,9 +101,7 @@ def test_write_past_the_end(tool: Any) -> None:
 
 @pytest.mark.parametrize("command", ["info no.nvm", "import disk.nvm no.raw", "export disk.nvm no/folder"])
 def test_missing_files_name_themselves(command: str, tool: Any) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "nvmtool", *command.split()], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-m", "nvmtool", *command.split()], capture_output=True, text=True, check=False)
     assert result.returncode in (7, 9)
     assert result.stderr.startswith(f"nvmtool: {command.split()[-1]}")
     assert result.stderr.count("\n") == 1
@@ -137,9 +135,7 @@ def test_newer_version(tool: Any) -> None:
 @pytest.mark.parametrize("size", [0, 100, 4096, 5000, 20 * MIB, 32 * MIB - 1])
 def test_truncated_image(size: int, tool: Any) -> None:
     os.truncate("disk.nvm", size)
-    result = subprocess.run(
-        [sys.executable, "-m", "nvmtool", "info", "disk.nvm"], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-m", "nvmtool", "info", "disk.nvm"], capture_output=True, text=True, check=False)
     assert result.returncode in (3, 4), result.stderr
     assert result.stderr.startswith("nvmtool: disk.nvm: ")
     assert result.stderr.count("\n") == 1
@@ -157,9 +153,7 @@ def test_damaged_structure(tool: Any) -> None:
 
 def test_missing_mass_store(tool: Any) -> None:
     Path("disk.mass").rename("moved.mass")
-    result = subprocess.run(
-        [sys.executable, "-m", "nvmtool", "info", "disk.nvm"], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-m", "nvmtool", "info", "disk.nvm"], capture_output=True, text=True, check=False)
     assert result.returncode in (3, 7, 9)
     assert "disk.mass" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -21,8 +21,7 @@ def test_info(changed: Any) -> None:
     facts = changed.json("info", "disk.nvm")
     assert_keys(
         facts,
-        "image format_version uuid block_size size_bytes free_bytes used_bytes metadata_bytes lent_bytes mass regions "
-        "flush",
+        "image format_version uuid block_size size_bytes free_bytes used_bytes metadata_bytes lent_bytes mass regions flush",
     )
     assert (facts["image"], facts["format_version"], facts["block_size"]) == ("disk.nvm", 1, BLOCK)
     assert facts["size_bytes"] == 32 * MIB == Path("disk.nvm").stat().st_size
@@ -90,9 +89,7 @@ def test_snapshot_diff(changed: Any) -> None:
 
 
 def test_purge(changed: Any) -> None:
-    keys = (
-        "mode blocks_purged bytes_purged pointers_updated blocks_remaining seconds free_bytes_before free_bytes_after"
-    )
+    keys = "mode blocks_purged bytes_purged pointers_updated blocks_remaining seconds free_bytes_before free_bytes_after"
     facts = changed.json("purge", "disk.nvm", "--mode", "virtblock")
     assert_keys(facts, keys)
     assert facts["mode"] == "virtblock"
