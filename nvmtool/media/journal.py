@@ -74,7 +74,7 @@ class Journal:
         """
         self.store = store
         self.array: Words = store.view.view("<u8")
-        self.words = memoryview(store.view).cast("B").cast("Q")
+        self.words = store.view.data.cast("B").cast("Q")
         self.on_commit: list[Callable[[], None]] = []
         self.on_rollback: list[Callable[[], None]] = []
         self.on_checkpoint: list[Callable[[], None]] = []
@@ -140,14 +140,14 @@ class Journal:
         if content is None:
             self.store.view[start : start + PAGE] = 0
         else:
-            memoryview(self.store.view)[start : start + PAGE] = content
+            self.store.view.data[start : start + PAGE] = content
         self._fresh[block] = True
         self._fresh_blocks.append(block)
 
     def add_data(self, block: int, content: Chunk) -> None:
         """Carry a data block in the log record itself: durable with the commit, in the same write."""
         start = block * PAGE
-        memoryview(self.store.view)[start : start + PAGE] = content
+        self.store.view.data[start : start + PAGE] = content
         self._logged.append(block)
 
     def store_data(self, block: int, chunks: list[Chunk]) -> None:
@@ -234,7 +234,7 @@ class Journal:
 
     def _iter_records(self) -> Iterator[tuple[Indexes, Words, Indexes, NDArray[np.uint8]]]:
         """Yield (word indexes, values, block numbers, block contents) of each valid record in order."""
-        view = memoryview(self.store.view)
+        view = self.store.view.data
         while self._tail + LOG_RECORD.itemsize <= self._end:
             head = np.frombuffer(view, LOG_RECORD, 1, self._tail)[0]
             nwords, nblocks = int(head["nwords"]), int(head["nblocks"])
@@ -308,7 +308,7 @@ class Journal:
         self._logged.clear()
 
     def _view_bytes(self, block: int, nblocks: int) -> memoryview:
-        return memoryview(self.store.view)[block * PAGE : (block + nblocks) * PAGE]
+        return self.store.view.data[block * PAGE : (block + nblocks) * PAGE]
 
     def _drop_private(self, blocks: Indexes) -> None:
         for first, length in runs(np.unique(blocks)):

@@ -69,9 +69,9 @@ def _holds(process: Path, wanted: os.stat_result) -> bool:
     try:
         for link in (process / "fd").iterdir():
             status = link.stat()
-            if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-                if "OFDLCK" in (process / "fdinfo" / link.name).read_text():
-                    return True
+            same = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
+            if same and "OFDLCK" in (process / "fdinfo" / link.name).read_text():
+                return True
     except OSError:  # the process ended meanwhile, or is not ours to look at
         return False
     return False

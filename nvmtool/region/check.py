@@ -1,12 +1,14 @@
 """Check a device image: every structure's own rules, and all counts against all that names something.
 
-The walk goes over distinct tables only, level by level and vectorised. What it learns is what each count ought to be; a count that is too high loses space
+The walk goes over distinct tables only, level by level and vectorised. What it learns is what each count ought to be; a count that is too
+high loses space
 and nothing else (a leak), one that is too low could lose data (an error). `repair` mends what this walk proves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,10 +146,10 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
         except DamagedError as error:
             walk.damaged("region table", error)
             return walk
-        steps = [lambda each=each: _check_region(walk, each) for each in regions]
-        steps += [lambda: check_slot_counts(walk), lambda: check_block_counts(walk)]
+        steps: list[Callable[[], None]] = [partial(_check_region, walk, each) for each in regions]
+        steps += [partial(check_slot_counts, walk), partial(check_block_counts, walk)]
         if scrub:
-            steps.append(lambda: _scrub(walk, progress))
+            steps.append(partial(_scrub, walk, progress))
         for done, step in enumerate(steps):
             try:
                 step()
@@ -195,9 +197,9 @@ def _check_records(walk: Walk, region: Region) -> None:
     next_state = region.record.get("next_state")
     for record in (region.record, *region.snapshots):
         try:
-            own = [record.get("state") if record is region.record else record.id]
+            own: list[int | str] = [record.get("state") if record is region.record else record.id]
             if record.name and record is not region.record:
-                own.append(record.name)  # type: ignore[arg-type]
+                own.append(record.name)
             for each in own:
                 if each in seen or (isinstance(each, int) and not 0 < each < next_state):
                     walk.find("error", "record", f"region {region.name!r}", f"id or name {each!r} is used twice or out of range")
@@ -334,7 +336,8 @@ def _check_named_entries(walk: Walk, region: Region, addresses: Ints, indexes: I
             f"says logical block {int(homes[first])}, is named at {int(indexes[first])}",
         )
     kinds, _ = region.pages.virtblocks.targets(addresses, indexes)
-    return kinds == word.SLOT
+    purged: NDArray[np.bool_] = kinds == word.SLOT
+    return purged
 
 
 def _check_counters(walk: Walk, region: Region, states: list[Record], roots: Ints, nvm: int, slots: int) -> None:

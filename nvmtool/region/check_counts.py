@@ -64,7 +64,7 @@ def check_block_counts(walk: Walk) -> None:
 def check_entry_counts(walk: Walk, region: Region) -> None:
     """Compare the home words of a region's virtblock entries; an entry that nothing names is a leak."""
     virtblocks = region.pages.virtblocks
-    owned = np.array([block for block in walk.entries], np.int64)
+    owned = np.array(list(walk.entries), np.int64)
     for start in range(0, len(owned), 256):
         part = owned[start : start + 256]
         addresses, indexes = virtblocks.present_entries(part)

@@ -1,6 +1,7 @@
 """Convert a region between virtblock and direct mapping, in place, batch by batch.
 
-The region stays readable and writable at every commit: both kinds of words may stand in one table while the conversion is under way. A kill leaves
+The region stays readable and writable at every commit: both kinds of words may stand in one table while the conversion is under way. A
+kill leaves
 it flagged; the same call goes on.
 """
 

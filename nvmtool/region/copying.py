@@ -32,7 +32,7 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
         return crcs
     assert device.mass is not None
     mass = device.mass
-    view = memoryview(device.store.view)
+    view = device.store.view.data
     with ThreadPoolExecutor(1) as writer:  # the checksums of one piece are computed while it is being written
         for start in range(0, len(blocks), _PIECE_BLOCKS):
             piece = slice(start, start + _PIECE_BLOCKS)

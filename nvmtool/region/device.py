@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..media.store import Store
     from .records import Record
+    from .sweep import Change, Progress
 
 _WRITER_WAIT_SECONDS = 1.0
 _READER_WAIT_SECONDS = 10.0
@@ -160,11 +161,11 @@ class Device:
             record.name = name
         return self.any_region(record)
 
-    def delete_region(self, name: str, progress: object = None, *, dry_run: bool = False) -> object:
+    def delete_region(self, name: str, progress: Progress = None, *, dry_run: bool = False) -> Change:
         """Delete a region with all its snapshots; see `nvmtool.region.sweep.delete_region`."""
         from .sweep import delete_region
 
-        return delete_region(self, name, progress=progress, dry_run=dry_run)  # type: ignore[arg-type]
+        return delete_region(self, name, progress=progress, dry_run=dry_run)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -47,7 +47,10 @@ def device_info(device: Device) -> dict[str, Any]:
 
 
 def region_info(region: Region) -> dict[str, Any]:
-    """Return one region's facts: active is what the running point reads, non-active is in NVM for snapshots alone, purged is on the mass store."""
+    """Return one region's facts.
+
+    Active is what the running point reads, non-active is in NVM for snapshots alone, purged is on the mass store.
+    """
     record = region.record
     mapped, purged = record.get("mapped"), record.get("mapped_purged")
     return {

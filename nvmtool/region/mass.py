@@ -117,7 +117,7 @@ class MassStore:
     def read(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """Return the slots' contents, shape (n, 4096), each proven by its CRC-32C; raises DamagedError."""
         out = np.empty((len(slots), lay.BLOCK_SIZE), np.uint8)
-        view = memoryview(out.reshape(-1))
+        view = out.reshape(-1).data
         starts, lengths = run_arrays(slots)
         done = 0
         for first, nslots in zip(starts.tolist(), lengths.tolist(), strict=True):

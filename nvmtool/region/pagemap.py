@@ -19,9 +19,10 @@ from .virtblock import Virtblocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .blocks import BlockNumbers
     from .device import Device
     from .records import Record, RecordTable
-    from .tables import BlockNumbers, Indexes
+    from .tables import Indexes
 
     Kinds = NDArray[np.uint8]
     Values = NDArray[np.int64]
@@ -76,7 +77,7 @@ class PageMap:
         numbers, ids = self._snapshots.column("id")
         for number in numbers[ids & word.VALUE_MASK == state].tolist():
             return self._snapshots.get(number)
-        word.damaged("virtblock array owner", self._record.base * 8, state, "is the id of no state")
+        return word.damaged("virtblock array owner", self._record.base * 8, state, "is the id of no state")
 
     def private_leaves(self, table_indexes: Indexes) -> BlockNumbers:
         """Return the running point's level-1 tables that no snapshot shares, 0 elsewhere."""

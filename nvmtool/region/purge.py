@@ -1,7 +1,9 @@
 """Purging: move non-active blocks from NVM to the mass store, in batches that each leave a whole image.
 
-The two modes differ in what they walk and which pointers they change (`purge_virtblock`, T1, and `purge_pointers`, T2); budgets, copying and the
-report are one here. A dry run is the same code on a device opened for reading: every word changes in the private view, nothing is copied or stored.
+The two modes differ in what they walk and which pointers they change (`purge_virtblock`, T1, and `purge_pointers`, T2); budgets, copying
+and the
+report are one here. A dry run is the same code on a device opened for reading: every word changes in the private view, nothing is copied
+or stored.
 """
 
 from __future__ import annotations
@@ -84,9 +86,10 @@ def purge(
 ) -> PurgeResult:
     """Purge one region, or all of the device; `snapshots` limits it to theirs (T1: the arrays they own, T2: the tables they name).
 
-    `free_target` (0 to 1) stops as soon as that share of the data area is free. Each batch is durable on its own: killed anywhere, nothing is
-    lost, and the same call goes on. A dry run needs a device opened for reading. Raises UsageError for a mapping that does not fit the mode,
-    NoSpaceError when the mass store's file system is full, NotFoundError, StorageError or DamagedError.
+    `free_target` (0 to 1) stops as soon as that share of the data area is free. Each batch is durable on its own: killed
+    anywhere, nothing is lost, and the same call goes on. A dry run needs a device opened for reading. Raises UsageError
+    for a mapping that does not fit the mode, NoSpaceError when the mass store's file system is full, NotFoundError,
+    StorageError or DamagedError.
     """
     device.require(dry_run=dry_run)
     regions = _regions(device, mode, region, snapshots)

@@ -1,6 +1,7 @@
 """T2, purge with pointer elimination: for each level-1 entry of each distinct table, put the mass slot in place of the NVM pointer.
 
-All words that name a block change in one commit, so that it is copied once however many snapshots name it, and a kill never leaves two copies.
+All words that name a block change in one commit, so that it is copied once however many snapshots name it, and a kill never leaves two
+copies.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _leaves_nvm(region: Region, units: LeafWords, counts: Ints) -> NDArray[np.bo
     entries = units.kinds == word.ENTRY
     references[entries] = region.pages.virtblocks.homes(units.values[entries])[1]
     references[~entries] = region.device.blocks.counts(units.values[~entries])[1].astype(np.int64)
-    return references == counts
+    leaving: NDArray[np.bool_] = references == counts
+    return leaving
 
 
 def _apply(region: Region, words: LeafWords, slots: LeafWords, job: Job) -> None:
@@ -105,7 +107,7 @@ def _apply(region: Region, words: LeafWords, slots: LeafWords, job: Job) -> None
 def _known_slots(region: Region, units: LeafWords, blocks: Ints, slots: LeafWords) -> Ints:
     """Return, per unit, the slot that already holds the same bytes for the same logical block, 0 where there is none."""
     known = np.zeros(len(units), np.int64)
-    view = memoryview(region.device.store.view)
+    view = region.device.store.view.data
     for position in np.flatnonzero(np.isin(units.indexes, slots.indexes)).tolist():
         block = blocks[position : position + 1]
         content = view[int(block[0]) * lay.BLOCK_SIZE : (int(block[0]) + 1) * lay.BLOCK_SIZE]

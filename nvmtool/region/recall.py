@@ -160,7 +160,7 @@ def _copy_from_mass(region: Region, slots: Ints, blocks: Ints) -> None:
     contents = device.slots.read(slots)
     if device.writable:
         starts, lengths = run_arrays(blocks)
-        view = memoryview(contents.reshape(-1))
+        view = contents.reshape(-1).data
         done = 0
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
             end = done + length * lay.BLOCK_SIZE

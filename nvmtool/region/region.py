@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .device import Device
     from .records import Record
+    from .sweep import Change
 
 # So few unflushed blocks travel inside the log record: one durable write instead of two.
 _LOGGED_BLOCKS = 8
@@ -33,12 +34,12 @@ class Region:
 
     def __init__(self, device: Device, record: Record) -> None:
         """Stand on a record of the region table."""
-        self.device = device
-        self.record = record
+        self.device: Device = device
+        self.record: Record = record
         self.id = record.id
         self.name = record.name
         self.nblocks = record.get("size_blocks")
-        self.snapshots = RecordTable(
+        self.snapshots: RecordTable = RecordTable(
             device.journal,
             device.blocks,
             lay.SNAPSHOT_RECORD,
@@ -50,7 +51,7 @@ class Region:
                 device.records.place(record.number, lay.field_index(lay.REGION_RECORD, "snapshot_table")),
             ),
         )
-        self.pages = PageMap(device, record, self.snapshots)
+        self.pages: PageMap = PageMap(device, record, self.snapshots)
         self._pending: dict[int, int] = {}
         self._pending_data: dict[int, bytes] = {}
         self._pending_tables: set[int] = set()
@@ -175,7 +176,7 @@ class Region:
         self._pending_data.clear()
         self._pending_tables.clear()
 
-    def discard(self, offset: int, length: int, *, dry_run: bool = False) -> object:
+    def discard(self, offset: int, length: int, *, dry_run: bool = False) -> Change:
         """Make a byte range read as zeros and free its whole blocks; durable on return. See `nvmtool.region.sweep.discard`."""
         from .sweep import discard
 

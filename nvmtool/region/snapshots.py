@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """One snapshot: owned are the blocks born in it, exclusive those that deleting it would free, purged those that it reads from the mass store."""
+    """One snapshot.
+
+    Owned are the blocks born in it, exclusive those that deleting it would free, purged those that it reads from the mass store.
+    """
 
     name: str
     created: str
@@ -77,7 +80,8 @@ def _move_to_snapshot(region: Region, name: str) -> Record:
 def delete_snapshot(region: Region, name: str, progress: Progress = None, *, dry_run: bool = False) -> Change:
     """Delete a snapshot: free what it alone names, on NVM and on the mass store, and hand its entries to their next owners.
 
-    Killed in between, the snapshot is gone from the list's readers, and the same call (or any writable open) finishes. Raises NotFoundError.
+    Killed in between, the snapshot is gone from the list's readers, and the same call (or any writable open) finishes. Raises
+    NotFoundError.
     """
     device = region.device
     device.require(dry_run=dry_run)

@@ -1,7 +1,9 @@
 """Deleting: regions, snapshots, what a revert leaves, and discarded ranges, in many small commits.
 
-A state that goes is first marked (one commit); from then on nobody can read it. Its tree is taken apart from below: each commit drops references
-and clears the pointers that held them, so that the image is whole after every one. Then its virtblock array is handed to the next owners, and last its
+A state that goes is first marked (one commit); from then on nobody can read it. Its tree is taken apart from below: each commit drops
+references
+and clears the pointers that held them, so that the image is whole after every one. Then its virtblock array is handed to the next owners,
+and last its
 record goes. Killed anywhere, `finish_deletions` goes on from what is left at the next writable open.
 """
 
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..media.word import Words
+    from .blocks import BlockNumbers
     from .device import Device
     from .records import Record
     from .region import Region
-    from .tables import BlockNumbers, Indexes
+    from .tables import Indexes
 
     Progress = Callable[[int, int, str], None] | None
 

@@ -112,7 +112,8 @@ class Tables:
     def iter_leaf_groups(self, roots: list[int], first: int = 0) -> Iterator[tuple[int, BlockNumbers, Indexes]]:
         """Yield (table index, distinct level-1 tables there, ranks) in order, from a table index on.
 
-        A table's rank is the position of the first root in the list through which it is reached; the tables are in the order of their ranks.
+        A table's rank is the position of the first root in the list through which it is reached; the tables are in the order of their
+        ranks.
         """
         ranks = np.flatnonzero(roots)
         tables, order = np.unique(np.array(roots, np.int64)[ranks], return_index=True)

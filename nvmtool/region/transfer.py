@@ -206,7 +206,7 @@ def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarra
 
 
 def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress: Progress) -> int:
-    view = memoryview(region.device.store.view)
+    view = region.device.store.view.data
     size = lay.BLOCK_SIZE
     nblocks = 0
     for indexes, kinds, values in _iter_data(region, snapshot):
@@ -215,7 +215,7 @@ def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress:
             with translated(new.path):
                 write_all(new.fd, first * size, [view[block * size : (block + length) * size]])
         if on_mass.any():
-            contents = memoryview(region.device.slots.read(values[on_mass]).reshape(-1))
+            contents = region.device.slots.read(values[on_mass]).reshape(-1).data
             starts, lengths = run_arrays(indexes[on_mass])
             done = 0
             for first, length in zip(starts.tolist(), lengths.tolist(), strict=True):

@@ -229,7 +229,8 @@ class Virtblocks:
             block = candidates.pop()
             if self.owner(block) == state and self._header(block, _LIVE) < lay.LIVE_ENTRIES:
                 addresses = (block << lay.ENTRY_BITS) + _ENTRY_POSITIONS
-                return addresses[self._journal.array[addresses * 2 + 1] == 0]
+                free: Addresses = addresses[self._journal.array[addresses * 2 + 1] == 0]
+                return free
         block = self._blocks.take_one()
         self._blocks.name(np.array([block]), word.ARRAY)
         self._journal.add_fresh(block)
