@@ -72,7 +72,12 @@ class ExistsError(NotFoundError):
 
 def exit_code_table() -> list[tuple[int, str]]:
     """Return every exit code with its meaning, 0 and 1 and 130 included, in order."""
-    codes = {0: "done", 1: "a check found problems", 130: "interrupted (Ctrl-C); run the same command again"}
+    codes = {
+        0: "done",
+        1: "a check found problems",
+        70: "internal error: a bug, please report it",
+        130: "interrupted (Ctrl-C); run the same command again",
+    }
     classes = [NvmtoolError]
     while classes:
         cls = classes.pop()

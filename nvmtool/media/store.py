@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import ExistsError, FormatError, NoSpaceError, NotFoundError, NvmtoolError, StorageError, UsageError
+from . import sysio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,8 @@ _ERRORS: dict[int, type[NvmtoolError]] = {
     errno.EEXIST: ExistsError,
 }
 _IOV_MAX = 1024
+# Bulk data start on their way to the medium at once: the fence then finds little left, and the kernel never has to throttle.
+_WRITE_BACK_BYTES = 1 << 20
 _MAP_NORESERVE = 0x4000
 _MAP_SHARED_VALIDATE_SYNC = 0x03 | 0x80000
 
@@ -218,6 +221,8 @@ def write_all(fd: int, offset: int, chunks: Sequence[Chunk]) -> None:
             if written == 0:
                 raise OSError(errno.EIO, "the kernel wrote nothing")
             done += written
+        if length >= _WRITE_BACK_BYTES:
+            sysio.start_writeback(fd, offset, length)
         offset += length
 
 

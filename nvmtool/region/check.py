@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import DamagedError
 from ..media import word
+from ..media.journal import distinct
 from . import layout as lay
 from .check_counts import check_block_counts, check_entry_counts, check_slot_counts
 from .device import Device
@@ -184,7 +185,7 @@ def _check_region(walk: Walk, region: Region) -> None:
     roots = np.array([state.get_pointer("root", word.TABLE) for state in states], np.int64)
     present = roots[roots != 0]
     walk.expect(present, word.TABLE, f"region {region.name!r} roots")
-    nvm, slots = _check_tables(walk, region, np.unique(present))
+    nvm, slots = _check_tables(walk, region, distinct(present))
     check_entry_counts(walk, region)
     nvm += nentries_of_state[0]
     slots += nentries_of_state[1]
@@ -275,8 +276,8 @@ def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
             used = np.flatnonzero(children)
             walk.expect(children[used], word.TABLE, f"level-{level} table")
             uppers.append((np.repeat(part, lay.TABLE_ENTRIES)[used], children[used]))
-            distinct, order = np.unique(children[used], return_index=True)
-            below.append((distinct, indexes[used[order]]))
+            named, order = np.unique(children[used], return_index=True)
+            below.append((named, indexes[used[order]]))
         tables, order = np.unique(np.concatenate([b[0] for b in below] or [roots[:0]]), return_index=True)
         prefixes = np.concatenate([b[1] for b in below] or [roots[:0]])[order]
     found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -289,7 +290,7 @@ def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
     for parents, children in reversed(uppers):
         np.add.at(walk.mapped, parents - walk.start, walk.mapped[children - walk.start])
         np.add.at(walk.purged, parents - walk.start, walk.purged[children - walk.start])
-    return len(np.unique(np.concatenate(found[0]))), len(np.unique(np.concatenate(found[1])))
+    return len(distinct(np.concatenate(found[0]))), len(distinct(np.concatenate(found[1])))
 
 
 def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> tuple[Ints, Ints]:
@@ -310,7 +311,7 @@ def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> t
     blocks, slots = values[kinds == word.BLOCK], values[kinds == word.SLOT]
     walk.expect(blocks, word.BLOCK, "level-1 table")
     walk.expect_slots(slots, "level-1 table")
-    return np.unique(blocks), np.unique(slots)
+    return distinct(blocks), distinct(slots)
 
 
 def _check_named_entries(walk: Walk, region: Region, addresses: Ints, indexes: Ints) -> NDArray[np.bool_]:

@@ -99,7 +99,6 @@ class MassStore:
             batch = chunks if len(starts) == 1 else chunks[done : done + nslots]
             with translated(self.path):
                 write_all(self._fd, first * size, batch)
-            sysio.start_writeback(self._fd, first * size, nslots * size)
             done += nslots
 
     def fence(self) -> None:
