@@ -36,7 +36,7 @@ _QCOW2_MAGIC = b"QFI\xfb"
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Bytes taken from the source, and those of them that were not zeros and so were written."""
+    """Bytes taken from the source, and those of them that were neither zeros nor there already, and so were written."""
 
     bytes_read: int
     bytes_written: int
@@ -55,7 +55,7 @@ class ExportResult:
 def import_file(region: Region, src: str, offset: int = 0, progress: Progress = None) -> ImportResult:
     """Copy a raw or sparse file, a qcow2 image (through qemu-img) or standard input (`-`) into the running point.
 
-    Blocks of zeros become holes. Durable on return; killed before, a leading part is there. Raises NotFoundError, UsageError when
+    Blocks of zeros become holes; blocks that are there already are left alone. Durable on return; killed before, a leading part is there. Raises NotFoundError, UsageError when
     the source is larger than the region, or NoSpaceError.
     """
     region.device.require(dry_run=False)
@@ -164,15 +164,20 @@ def _iter_chunks(fd: int, size: int, buffer: mmap.mmap, *, piped: bool) -> Itera
 
 
 def _store_chunk(region: Region, offset: int, data: memoryview) -> int:
-    """Write the blocks that are not zeros, discard the others; return the bytes written."""
+    """Write the blocks that are not zeros, discard the others; leave alone what is there already. Return the bytes written."""
     nblocks = len(data) // lay.BLOCK_SIZE
     words = np.frombuffer(data[: nblocks * lay.BLOCK_SIZE], "<u8").reshape(nblocks, -1)
     # Most data show themselves in the first word; only the rest is looked at whole.
     used = words[:, 0] != 0
     quiet = np.flatnonzero(~used)
     used[quiet] = words[quiet].any(axis=1)
+    changed = np.ones(nblocks, bool)
+    if region.record.get("mapped") or region.has_pending:
+        # An unchanged block stays shared with the snapshots.
+        there = np.frombuffer(region.read(offset, nblocks * lay.BLOCK_SIZE), "<u8").reshape(nblocks, -1)
+        changed = (there != words).any(axis=1)
     written = 0
-    for wanted, write in ((used, True), (~used, False)):
+    for wanted, write in ((used & changed, True), (~used & changed, False)):
         for first, length in runs(np.flatnonzero(wanted)):
             start, end = first * lay.BLOCK_SIZE, (first + length) * lay.BLOCK_SIZE
             if write:

@@ -37,7 +37,9 @@ class Model:
         region = device.region()
         now = self.states[None]
         pick = self.random
-        match pick.choice(["write"] * 6 + ["part", "discard", "create", "create", "delete", "revert", "purge", "purge", "recall", "convert"]):
+        match pick.choice(
+            ["write"] * 6 + ["part", "discard", "create", "create", "delete", "revert", "purge", "purge", "recall", "convert"]
+        ):
             case "write":
                 first = pick.randrange(NBLOCKS)
                 count = min(pick.choice([1, 1, 3, 40, 700]), NBLOCKS - first)
