@@ -139,4 +139,4 @@ def test_ctrl_c_is_a_line_and_130() -> None:
 
 
 def test_the_table_of_exit_codes_is_the_contract() -> None:
-    assert [code for code, _ in errors.exit_code_table()] == [*range(10), 130]
+    assert [code for code, _ in errors.exit_code_table()] == [*range(10), 70, 130]
