@@ -78,6 +78,10 @@ class Blocks:
                 "purge or delete snapshots, or discard"
             )
         found = self._search(count)
+        if len(found) < count and self._pool:
+            self.give_back(np.array([*found.tolist(), *self._pool], np.int64))
+            self._pool.clear()
+            found = self._search(count)
         if len(found) < count:
             self.give_back(found)
             if not self._journal.is_idle:

@@ -141,9 +141,11 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
     with Device.open(path, mass=mass) as device:
         walk = Walk(device)
         _check_headers(walk)
+        _check_unused_words(walk)
         try:
             regions = [device.any_region(record) for record in device.records]
             _expect_record_blocks(walk, regions)
+            _check_free_records(walk, regions)
         except DamagedError as error:
             walk.damaged("region table", error)
             return walk
@@ -176,6 +178,40 @@ def _expect_record_blocks(walk: Walk, regions: list[Region]) -> None:
         if table.top_block():
             named.append(table.top_block())
         walk.expect(np.array(named, np.int64), word.LEAF, table.label)
+
+
+def _check_unused_words(walk: Walk) -> None:
+    """Words behind the root words, the log's generation, and the last count and group words are 0."""
+    header = walk.device.header
+    per_block = lay.WORDS_PER_BLOCK
+    for name, start, end in (
+        ("root block", lay.ROOT_BLOCK * per_block + lay.ROOT.itemsize // 8, (lay.ROOT_BLOCK + 1) * per_block),
+        ("log", header.log_start * per_block + 1, (header.log_start + 1) * per_block),
+        ("count words", header.count_start * per_block + header.data_blocks, (header.count_start + header.count_blocks) * per_block),
+        (
+            "group words",
+            header.group_start * per_block - (-header.data_blocks // 512),
+            (header.group_start + header.group_blocks) * per_block,
+        ),
+    ):
+        _expect_zeros(walk, name, np.arange(start, end, dtype=np.int64))
+
+
+def _check_free_records(walk: Walk, regions: list[Region]) -> None:
+    for table in (walk.device.records, *(region.snapshots for region in regions)):
+        for _, block in table.iter_leaves():
+            at = block * lay.WORDS_PER_BLOCK + np.arange(lay.WORDS_PER_BLOCK, dtype=np.int64).reshape(-1, table.words_per_record)
+            free = walk.device.journal.array[at[:, 0]] == 0
+            _expect_zeros(walk, table.label, at[free].reshape(-1))
+
+
+def _expect_zeros(walk: Walk, structure: str, at: Ints) -> None:
+    wrong = at[walk.device.journal.array[at] != 0]
+    if len(wrong):
+        first = int(wrong[0])
+        what = f"{len(wrong)} unused words are not 0, the first is 0x{int(walk.device.journal.array[first]):016x}"
+        walk.find("error", structure, f"0x{first * 8:x}", what, fixable=True)
+        walk.fixes.append((wrong, np.zeros(len(wrong), np.uint64)))
 
 
 def _check_region(walk: Walk, region: Region) -> None:
