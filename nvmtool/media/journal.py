@@ -327,7 +327,8 @@ def distinct(numbers: Indexes) -> Indexes:
     ordered = np.sort(numbers)
     if len(ordered) < 2:
         return ordered
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    first: Indexes = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return first
 
 
 def run_arrays(numbers: Indexes) -> tuple[Indexes, Indexes]:

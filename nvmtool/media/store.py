@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ _IOV_MAX = 1024
 # Bulk data start on their way to the medium at once: the fence then finds little left, and the kernel never has to throttle.
 _WRITE_BACK_BYTES = 1 << 20
 _MAP_NORESERVE = 0x4000
+_MADV_POPULATE_READ = 22
 _MAP_SHARED_VALIDATE_SYNC = 0x03 | 0x80000
 
 
@@ -64,6 +66,9 @@ class Store(Protocol):
 
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
+
+    def prepare_read(self, offset: int, length: int) -> None:
+        """Map a page range of the view in one go before much of it is read; a hint."""
 
     def close(self) -> None:
         """Release the mapping; stores that were not fenced may be lost."""
@@ -136,6 +141,11 @@ class FileStore:
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
         self._private.madvise(mmap.MADV_DONTNEED, offset, length)
+
+    def prepare_read(self, offset: int, length: int) -> None:
+        """Map a page range of the view in one go before much of it is read; a hint."""
+        with suppress(OSError):  # kernels before 5.14 map page by page, as without the hint
+            self._private.madvise(_MADV_POPULATE_READ, offset, length)
 
     def close(self) -> None:
         """Release the mapping; stores that were not fenced may be lost."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .mass import SlotNumbers
 
 _PIECE_BLOCKS = 2048
+# Blocks that lie farther apart than this are mapped one by one as they are touched.
+_SPARSEST = 4
 
 
 def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
@@ -36,11 +38,18 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
     with ThreadPoolExecutor(1) as writer:  # the checksums of one piece are computed while it is being written
         for start in range(0, len(blocks), _PIECE_BLOCKS):
             piece = slice(start, start + _PIECE_BLOCKS)
+            _prepare_read(device, blocks[piece])
             chunks = _chunks(view, blocks[piece])
             written = writer.submit(mass.write, slots[piece], chunks)
             crcs[piece] = block_crcs(view, blocks[piece])
             written.result()
     return crcs
+
+
+def _prepare_read(device: Device, blocks: BlockNumbers) -> None:
+    first, end = int(blocks.min()), int(blocks.max()) + 1
+    if end - first <= _SPARSEST * len(blocks):
+        device.store.prepare_read(first * lay.BLOCK_SIZE, (end - first) * lay.BLOCK_SIZE)
 
 
 def block_crcs(view: memoryview, blocks: BlockNumbers) -> list[int]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 16 << 20
 _READ_BLOCKS = 4096
+# Runs from here on are mapped in one go before they are copied.
+_RUN_BLOCKS = 32
 _QCOW2_MAGIC = b"QFI\xfb"
 
 
@@ -61,6 +63,7 @@ def import_file(region: Region, src: str, offset: int = 0, progress: Progress = 
     region.device.require(dry_run=False)
     if offset % lay.BLOCK_SIZE:
         raise UsageError(f"offset {offset}: must be a multiple of {lay.BLOCK_SIZE}")
+    region.flush()
     started = time.monotonic()
     written = 0
     with _open_source(src) as fd:
@@ -171,8 +174,9 @@ def _store_chunk(region: Region, offset: int, data: memoryview) -> int:
     used = words[:, 0] != 0
     quiet = np.flatnonzero(~used)
     used[quiet] = words[quiet].any(axis=1)
-    changed = np.ones(nblocks, bool)
-    if region.record.get("mapped") or region.has_pending:
+    indexes = np.arange(nblocks, dtype=np.int64) + offset // lay.BLOCK_SIZE
+    changed = used.copy()
+    if region.pages.tables.lookup(region.root_of(None), indexes).any():
         # An unchanged block stays shared with the snapshots.
         there = np.frombuffer(region.read(offset, nblocks * lay.BLOCK_SIZE), "<u8").reshape(nblocks, -1)
         changed = (there != words).any(axis=1)
@@ -217,6 +221,8 @@ def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress:
     for indexes, kinds, values in _iter_data(region, snapshot):
         in_nvm, on_mass = kinds == word.BLOCK, kinds == word.SLOT
         for first, length, block in _joint_runs(indexes[in_nvm], values[in_nvm]):
+            if length >= _RUN_BLOCKS:
+                region.device.store.prepare_read(block * size, length * size)
             with translated(new.path):
                 write_all(new.fd, first * size, [view[block * size : (block + length) * size]])
         if on_mass.any():
