@@ -143,6 +143,8 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
         _check_headers(walk)
         _check_unused_words(walk)
         try:
+            if walk.device.lent_blocks:
+                walk.find("error", "root word", "lent_blocks", f"is {walk.device.lent_blocks}, nothing can be lent yet")
             regions = [device.any_region(record) for record in device.records]
             _expect_record_blocks(walk, regions)
             _check_free_records(walk, regions)

@@ -115,6 +115,13 @@ class Device:
         """The region table."""
         return self._table
 
+    @property
+    def lent_blocks(self) -> int:
+        """Number of blocks lent as volatile memory; raises DamagedError."""
+        index = lay.field_index(lay.ROOT, "lent_blocks")
+        at = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + index
+        return word.unseal(self.journal.words[at], word.place(lay.ROOT_PLACE, 0, index), "root word lent_blocks", at * 8)
+
     def regions(self) -> list[Region]:
         """Return the regions in the order of their records."""
         return [self.any_region(record) for record in self._table if not record.get("flags") & lay.DELETING]

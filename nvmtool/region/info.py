@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..media import word
 from . import layout as lay
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ def device_info(device: Device) -> dict[str, Any]:
     regions = device.regions()
     data_blocks = sum(region.record.get("nvm_blocks") for region in regions)
     used = device.blocks.nblocks - free
-    index = lay.field_index(lay.ROOT, "lent_blocks")
-    at = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + index
-    lent = word.unseal(device.journal.words[at], word.place(lay.ROOT_PLACE, 0, index), "root word lent_blocks", at * 8)
     assert device.mass is not None
     return {
         "image": str(device.path),
@@ -33,7 +29,7 @@ def device_info(device: Device) -> dict[str, Any]:
         "used_bytes": (used + header.data_start) * lay.BLOCK_SIZE,
         "metadata_bytes": (used - data_blocks + header.data_start) * lay.BLOCK_SIZE,
         "reserve_bytes": device.blocks.reserve * lay.BLOCK_SIZE,
-        "lent_bytes": lent * lay.BLOCK_SIZE,
+        "lent_bytes": device.lent_blocks * lay.BLOCK_SIZE,
         "log_bytes": header.log_blocks * lay.BLOCK_SIZE,
         "log_records": device.journal.sequence,
         "flush": device.store.fence_kind,

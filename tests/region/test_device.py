@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -139,6 +140,18 @@ def test_a_damaged_header_copy_is_found_and_repaired_and_the_other_one_serves(tm
     assert [finding.structure for finding in check_device(path).findings] == ["header"]
     assert check_device(path, repair=True).clean
     assert check_device(path).findings == []
+
+
+def test_every_damage_to_a_root_word_is_found(tmp_path: Path) -> None:
+    path = _image(tmp_path)
+    whole = path.read_bytes()
+    for byte in range(4 * 8):
+        with path.open("r+b") as image:
+            image.seek(2 * BLOCK + byte)
+            image.write(bytes([whole[2 * BLOCK + byte] ^ 0x10]))
+        with contextlib.suppress(DamagedError):
+            assert not check_device(path).clean, byte
+        path.write_bytes(whole)
 
 
 def test_leaked_blocks_are_found_and_repaired(tmp_path: Path) -> None:
