@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..media.store import Chunk
     from .blocks import BlockNumbers
     from .device import Device
-    from .mass import SlotNumbers
+    from .mass import MassStore, SlotNumbers
 
 _PIECE_BLOCKS = 2048
 # Blocks that lie farther apart than this are mapped one by one as they are touched.
@@ -27,13 +27,21 @@ _SPARSEST = 4
 def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
     """Copy NVM blocks to mass slots and return the CRC-32C of each; durable after `mass.fence`.
 
-    In a rehearsal nothing is read or written and the checksums are 0. Raises NoSpaceError or StorageError.
+    In a rehearsal nothing is read or written and the checksums are 0. Raises NoSpaceError or StorageError; the slots, which
+    nothing names, are then given back.
     """
-    crcs = np.zeros(len(blocks), np.uint32)
     if not device.writable:
-        return crcs
+        return np.zeros(len(blocks), np.uint32)
     assert device.mass is not None
-    mass = device.mass
+    try:
+        return _copy(device, device.mass, blocks, slots)
+    except BaseException:
+        device.mass.punch(slots)
+        raise
+
+
+def _copy(device: Device, mass: MassStore, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
+    crcs = np.zeros(len(blocks), np.uint32)
     view = device.store.view.data
     with ThreadPoolExecutor(1) as writer:  # the checksums of one piece are computed while it is being written
         for start in range(0, len(blocks), _PIECE_BLOCKS):

@@ -89,6 +89,7 @@ def test_a_failed_write_of_the_mass_store_loses_nothing(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "disk.mass" in done.stderr or "disk.nvm" in done.stderr
     image.verify("first", "second")
+    image.run("check", "disk.nvm", "--scrub")
     image.run("purge", "disk.nvm", "--mode", "virtblock")
     image.verify("first", "second")
     assert os.stat(tmp_path / "disk.mass").st_size >= 16 * MIB
