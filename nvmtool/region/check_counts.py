@@ -73,25 +73,7 @@ def check_entry_counts(walk: Walk, region: Region) -> None:
         lookup = {block: position for position, block in enumerate(part.tolist())}
         rows = np.array([lookup[block] for block in (addresses >> lay.ENTRY_BITS).tolist()], np.int64)
         wanted = expected[rows * lay.ENTRIES_PER_ARRAY_BLOCK + (addresses & lay.ENTRIES_PER_ARRAY_BLOCK - 1)]
-        for position in _first(counts < wanted):
-            walk.find(
-                "error",
-                "virtblock entry",
-                f"0x{int(addresses[position]) * 16:x}",
-                f"count is {counts[position]}, named {wanted[position]} times",
-            )
-        high = np.flatnonzero(counts > wanted)
-        for position in high[:_MOST_FINDINGS].tolist():
-            # An entry that nothing names would have to leave its array: its data may be all that is left of something.
-            fixable = bool(wanted[position])
-            walk.find(
-                "leak",
-                "virtblock entry",
-                f"0x{int(addresses[position]) * 16:x}",
-                f"count is {counts[position]}, named {wanted[position]} times",
-                fixable=fixable,
-            )
-        kept = high[wanted[high] > 0]
+        kept = _too_high(walk, "virtblock entry", [f"0x{address * 16:x}" for address in addresses.tolist()], counts, wanted)
         if len(kept):
             walk.fixes.append(virtblocks.sealed_homes(addresses[kept], indexes[kept], wanted[kept].astype(np.int64)))
     walk.entries.clear()
@@ -120,29 +102,24 @@ def check_slot_counts(walk: Walk) -> None:
         counts, crcs = slots.get(numbers[present])
         wanted = expected[present]
         found = counts.astype(np.int64)
-        for position in _first(found < wanted):
-            walk.find(
-                "error",
-                "slot word",
-                f"slot {int(numbers[present][position])}",
-                f"count is {found[position]}, named {wanted[position]} times",
-            )
-        high = np.flatnonzero(found > wanted)
-        for position in high[:_MOST_FINDINGS].tolist():
-            fixable = bool(wanted[position])
-            walk.find(
-                "leak",
-                "slot word",
-                f"slot {int(numbers[present][position])}",
-                f"count is {found[position]}, named {wanted[position]} times",
-                fixable=fixable,
-            )
-        kept = high[wanted[high] > 0]
+        kept = _too_high(walk, "slot word", [f"slot {number}" for number in numbers[present].tolist()], found, wanted)
         if len(kept):
             at = base + (numbers[present][kept] & lay.TABLE_ENTRIES - 1)
             walk.fixes.append((at, slots.sealed(numbers[present][kept], wanted[kept].astype(np.uint64), crcs[kept])))
     if slots.used != total:
         walk.find("error", "root word", "used_slots", f"is {slots.used}, {total} slots are in use")
+
+
+def _too_high(walk: Walk, structure: str, places: list[str], found: Ints, wanted: Ints) -> Ints:
+    """Note counts that differ from what is expected; return the positions whose counts can be lowered."""
+    for position in _first(found < wanted):
+        walk.find("error", structure, places[position], f"count is {found[position]}, named {wanted[position]} times")
+    high = np.flatnonzero(found > wanted)
+    # What nothing names would have to leave its array or table: its data may be all that is left of something.
+    walk.fixable &= not (wanted[high] == 0).any()
+    for position in high[:_MOST_FINDINGS].tolist():
+        walk.find("leak", structure, places[position], f"count is {found[position]}, named {wanted[position]} times", fixable=True)
+    return high[wanted[high] > 0]
 
 
 def _first(wrong: NDArray[np.bool_]) -> list[int]:

@@ -184,3 +184,21 @@ def test_repair_leaves_what_it_cannot_prove_byte_identical(tmp_path: Path) -> No
     result = check_device(path, repair=True)
     assert (result.clean, result.repaired) == (False, 0)
     assert (path.read_bytes(), (tmp_path / "disk.mass").read_bytes()) == before
+
+
+def test_entry_counts_that_are_too_high_are_repaired(tmp_path: Path) -> None:
+    path = _image(tmp_path)
+    data = os.urandom(10 * BLOCK)
+    with Device.open(path, writable=True) as device:
+        region = device.region()
+        region.write(0, data)
+        region.flush()
+        indexes = np.arange(10)
+        _, addresses = region.pages.tables.decode(region.pages.tables.lookup(region.root_of(None), indexes), indexes)
+        with device.transaction():
+            region.pages.virtblocks.add_refs(addresses[:4])
+    result = check_device(path)
+    assert [(finding.severity, finding.structure) for finding in result.findings] == [("leak", "virtblock entry")] * 4
+    assert check_device(path, repair=True).clean
+    with Device.open(path) as device:
+        assert device.region().read(0, 10 * BLOCK) == data
