@@ -1,4 +1,4 @@
-"""Linux calls that Python's os module lacks: fallocate modes, early write-back, sizes of block devices."""
+"""Linux calls that Python's os module lacks: fallocate modes, a second descriptor past the page cache, sizes of block devices."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint]
 
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
-_SYNC_FILE_RANGE_WRITE = 2
 _NO_SUCH_MODE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 
 
@@ -25,12 +23,12 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
     raise OSError(code, os.strerror(code))
 
 
-def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Ask for a range to be written soon, so that the fence that follows has little left to wait for.
-
-    A hint: errors are not reported here, the fence reports them.
-    """
-    _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+def open_direct(fd: int) -> int:
+    """Open the file of a descriptor once more, for writes past the page cache; -1 where that cannot be."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT)
+    except OSError:
+        return -1
 
 
 def file_size(fd: int) -> int:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .device import Device
     from .mass import MassStore, SlotNumbers
 
-_PIECE_BLOCKS = 2048
+_PIECE_BLOCKS = 1024
+_WRITERS = 2
 # Blocks that lie farther apart than this are mapped one by one as they are touched.
 _SPARSEST = 4
 
@@ -41,17 +42,17 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
 
 
 def _copy(device: Device, mass: MassStore, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
-    crcs = np.zeros(len(blocks), np.uint32)
     view = device.store.view.data
-    with ThreadPoolExecutor(1) as writer:  # the checksums of one piece are computed while it is being written
+    with ThreadPoolExecutor(_WRITERS) as writers:  # checksums are computed while the pieces are being written
+        writing = []
         for start in range(0, len(blocks), _PIECE_BLOCKS):
             piece = slice(start, start + _PIECE_BLOCKS)
             _prepare_read(device, blocks[piece])
-            chunks = _chunks(view, blocks[piece])
-            written = writer.submit(mass.write, slots[piece], chunks)
-            crcs[piece] = block_crcs(view, blocks[piece])
-            written.result()
-    return crcs
+            writing.append(writers.submit(mass.write, slots[piece], _chunks(view, blocks[piece])))
+        crcs = block_crcs(view, blocks)
+        for each in writing:
+            each.result()
+    return np.array(crcs, np.uint32)
 
 
 def _prepare_read(device: Device, blocks: BlockNumbers) -> None:

@@ -18,7 +18,7 @@ from ..media import sysio
 from ..media.checksum import crc32c
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
-from ..media.store import translated, write_all
+from ..media.store import Writer, translated
 from . import layout as lay
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class MassStore:
         self.path = path
         self._can_punch = writable
         self._fd = fd
+        self._writer = Writer(fd, past_cache=writable)
         self._dirty = False
         self._dead = False
 
@@ -98,7 +99,7 @@ class MassStore:
         for first, nslots in zip(starts.tolist(), lengths.tolist(), strict=True):
             batch = chunks if len(starts) == 1 else chunks[done : done + nslots]
             with translated(self.path):
-                write_all(self._fd, first * size, batch)
+                self._writer.write(first * size, batch)
             done += nslots
 
     def fence(self) -> None:
@@ -166,6 +167,7 @@ class MassStore:
 
     def close(self) -> None:
         """Close the file."""
+        self._writer.close()
         os.close(self._fd)
 
     def _read_exactly(self, view: memoryview, offset: int) -> None:

@@ -19,7 +19,7 @@ from ..errors import FormatError, NotFoundError, RefusedError, UsageError
 from ..media import sysio, word
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
-from ..media.store import translated, write_all
+from ..media.store import Writer, translated
 from . import layout as lay
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarra
 
 def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress: Progress) -> int:
     view = region.device.store.view.data
+    writer = Writer(new.fd, past_cache=False)
     size = lay.BLOCK_SIZE
     nblocks = 0
     for indexes, kinds, values in _iter_data(region, snapshot):
@@ -224,14 +225,14 @@ def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress:
             if length >= _RUN_BLOCKS:
                 region.device.store.prepare_read(block * size, length * size)
             with translated(new.path):
-                write_all(new.fd, first * size, [view[block * size : (block + length) * size]])
+                writer.write(first * size, [view[block * size : (block + length) * size]])
         if on_mass.any():
             contents = region.device.slots.read(values[on_mass]).reshape(-1).data
             starts, lengths = run_arrays(indexes[on_mass])
             done = 0
             for first, length in zip(starts.tolist(), lengths.tolist(), strict=True):
                 with translated(new.path):
-                    write_all(new.fd, first * size, [contents[done * size : (done + length) * size]])
+                    writer.write(first * size, [contents[done * size : (done + length) * size]])
                 done += length
         nblocks += len(indexes)
         if progress is not None and len(indexes):
