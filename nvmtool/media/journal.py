@@ -87,7 +87,7 @@ class Journal:
         self._array_words = 0
         self._fresh = np.zeros(store.size // PAGE, bool)
         self._fresh_blocks: list[int] = []
-        self._logged: list[int] = []
+        self._logged: dict[int, Chunk] = {}
         self._changed_pages: list[Indexes] = []
         self.generation = self._read_generation()
         self.sequence = 0
@@ -146,9 +146,7 @@ class Journal:
 
     def add_data(self, block: int, content: Chunk) -> None:
         """Carry a data block in the log record itself: durable with the commit, in the same write."""
-        start = block * PAGE
-        self.store.view.data[start : start + PAGE] = content
-        self._logged.append(block)
+        self._logged[block] = content
 
     def store_data(self, block: int, chunks: list[Chunk]) -> None:
         """Store data at home in consecutive free blocks; the commit makes them durable before it names them."""
@@ -178,18 +176,18 @@ class Journal:
             self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])
         # The log record names fresh blocks and data: all of them must be durable before it.
         self.store.fence()
+        for block, content in self._logged.items():
+            self.store.store_logged(block * PAGE, content)
         self._append(changed)
-        self._changed_pages.append(distinct(changed // _WORDS_PER_PAGE))
-        self._changed_pages.append(np.array(self._fresh_blocks + self._logged, np.int64))
+        self._changed_pages += [changed // _WORDS_PER_PAGE, np.array(self._fresh_blocks, np.int64)]
 
     def rollback(self) -> None:
         """Undo the open transaction in the view; nothing of it was durable."""
         self._fold_scalars()
         for indexes, old in reversed(self._arrays):
             self.array[indexes] = old
-        dropped = np.array(self._fresh_blocks + self._logged, np.int64)
         self._fresh[self._fresh_blocks] = False
-        self._drop_private(dropped)
+        self._drop_private(np.array(self._fresh_blocks, np.int64))
         self._forget()
         for listener in self.on_rollback:
             listener()
@@ -265,13 +263,11 @@ class Journal:
             raise DamagedError(f"log record {self.sequence} at 0x{self._tail:x}: names a block that it must not change")
 
     def _append(self, changed: Indexes) -> None:
-        nblocks = len(self._logged)
         head = np.zeros(1, LOG_RECORD)
-        head[0] = (RECORD_MAGIC, self.generation, self.sequence, len(changed), nblocks, 0, 0)
-        blocks = np.array(self._logged, "<u8")
-        chunks: list[Chunk] = [b"", changed.astype("<u8").tobytes(), self.array[changed].tobytes(), blocks.tobytes()]
-        chunks += [self._view_bytes(block, 1) for block in self._logged]
-        record = bytearray(head.tobytes() + b"".join(chunks))
+        head[0] = (RECORD_MAGIC, self.generation, self.sequence, len(changed), len(self._logged), 0, 0)
+        blocks = np.fromiter(self._logged, "<u8", len(self._logged))
+        parts = [head.tobytes(), changed.astype("<u8").tobytes(), self.array[changed].tobytes(), blocks.tobytes(), *self._logged.values()]
+        record = bytearray(b"".join(parts))
         record[_CRC_OFFSET : LOG_RECORD.itemsize] = crc32c(record).to_bytes(4, "little")
         padded = -(-len(record) // PAGE) * PAGE
         if self._tail + padded > self._end:
@@ -282,12 +278,9 @@ class Journal:
         self.sequence += 1
 
     def _changed_words(self) -> Indexes:
-        self._fold_scalars()
-        changed = [indexes for indexes, _ in self._arrays]
-        if len(changed) == 1 and len(changed[0]) < 2:
-            merged = changed[0]
-        else:
-            merged = distinct(np.concatenate(changed)) if changed else np.empty(0, np.int64)
+        scalars = {index for index, _ in self._scalars}
+        changed = [np.fromiter(scalars, np.int64, len(scalars)), *(indexes for indexes, _ in self._arrays)]
+        merged = distinct(np.concatenate(changed))
         return merged[~self._fresh[merged // _WORDS_PER_PAGE]]
 
     def _fold_scalars(self) -> None:

@@ -58,6 +58,9 @@ class Store(Protocol):
     def store_bytes(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks one behind the other; may tear until the next fence."""
 
+    def store_logged(self, offset: int, content: Chunk) -> None:
+        """Store a page that the log is about to hold too: durable with the first fence after another store."""
+
     def fence(self) -> None:
         """Return when all earlier stores are durable; does nothing when there were none."""
 
@@ -109,6 +112,12 @@ class FileStore:
         self._dirty = True
         with _translated(self.path):
             self._writer.write(offset, chunks)
+
+    def store_logged(self, offset: int, content: Chunk) -> None:
+        """Store a page that the log is about to hold too: durable with the first fence after another store."""
+        self._alive()
+        with _translated(self.path):
+            self._writer.write(offset, [content])
 
     def fence(self) -> None:
         """Return when all earlier stores are durable; does nothing when there were none."""
@@ -195,6 +204,10 @@ class DaxStore(FileStore):
             self._bytes[offset : offset + len(chunk)] = chunk
             self._ranges.append((offset, len(chunk)))
             offset += len(chunk)
+
+    def store_logged(self, offset: int, content: Chunk) -> None:
+        """Store a page that the log is about to hold too: durable with the next fence."""
+        self.store_bytes(offset, [content])
 
     def fence(self) -> None:
         """Flush the cache lines of all earlier stores and drain."""

@@ -106,6 +106,11 @@ def open_pointer(word: int, kind: int, where: int, limit: int, structure: str, o
     return value
 
 
+def peek(word: int, kind: int, where: int) -> int:
+    """Return the value of a sound word of a kind, -1 for any other word: for short cuts that leave errors to the general way."""
+    return -1 if word >> 60 != kind or _syndrome(word, where) else word >> 8 & VALUE_MASK
+
+
 def damaged(structure: str, offset: int, word: int, what: str) -> NoReturn:
     """Raise DamagedError in the one form that all structures share."""
     raise DamagedError(f"{structure} at 0x{offset:x}: 0x{word:016x} {what}")

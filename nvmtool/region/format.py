@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BusyError, ExistsError, UsageError
 from ..media import lock, sysio, word
@@ -15,6 +17,9 @@ from ..media.store import open_store, translated
 from . import layout as lay
 from .header import Header, encode_header, plan_areas
 from .mass import MassStore, check_new_mass
+
+if TYPE_CHECKING:
+    from ..media.store import Store
 
 MIN_BLOCKS = 64
 MAX_BLOCKS = 1 << 36
@@ -66,10 +71,10 @@ def _write_image(image: NewFile, header: Header, *, sparse: bool) -> None:
     opened = open_store(image.path, image.fd, size, writable=True)
     if image.in_place:
         # A block device keeps what it held before; words that are not 0 would count as present.
-        zeros = bytes(1 << 20)
-        for start in range(0, header.data_start * lay.BLOCK_SIZE, len(zeros)):
-            end = min(start + len(zeros), header.data_start * lay.BLOCK_SIZE)
-            opened.store_bytes(start, [zeros[: end - start]])
+        _store_zeros(opened, 0, header.data_start)
+    elif not sparse:
+        # The first write to allocated space costs the file system a transaction of its own: not in the log, please.
+        _store_zeros(opened, header.log_start, header.log_blocks)
     Journal.format(opened, header.log_start)
     root = bytearray(lay.BLOCK_SIZE)
     for field in ("used_slots", "lent_blocks"):
@@ -83,6 +88,13 @@ def _write_image(image: NewFile, header: Header, *, sparse: bool) -> None:
         opened.store_bytes(copy * lay.BLOCK_SIZE, [block])
     opened.fence()
     opened.close()
+
+
+def _store_zeros(store: Store, first: int, nblocks: int) -> None:
+    zeros = memoryview(mmap.mmap(-1, 1 << 20))
+    end = (first + nblocks) * lay.BLOCK_SIZE
+    for start in range(first * lay.BLOCK_SIZE, end, len(zeros)):
+        store.store_bytes(start, [zeros[: end - start]])
 
 
 def _check_sizes(path: Path, size_bytes: int, block_size: int) -> int:

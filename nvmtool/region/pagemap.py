@@ -226,6 +226,8 @@ class PageMap:
 
     def map(self, indexes: Indexes, blocks: BlockNumbers) -> None:
         """Let the running point's logical blocks (ascending, distinct) name held data blocks; raises NoSpaceError."""
+        if len(indexes) == 1 and self._remap_one(int(indexes[0]), int(blocks[0])):
+            return
         at, kinds, values = self._own_words(indexes)
         targets, _ = self.follow(kinds, values, indexes)
         virtblock = bool(self._record.get("flags") & lay.VIRTBLOCK_MAPPING)
@@ -248,6 +250,19 @@ class PageMap:
             mapped_purged=-int((targets == word.SLOT).sum()),
             nvm_blocks=len(indexes),
         )
+
+    def _remap_one(self, index: int, block: int) -> bool:
+        """Do what `map` does where it comes to exchanging one data block for another; False where it does not, or anything is wrong."""
+        leaf = self.own_leaf(index >> lay.TABLE_BITS)
+        stored = self._journal.words[leaf * lay.WORDS_PER_BLOCK + (index & lay.TABLE_ENTRIES - 1)]
+        entry = word.peek(stored, word.ENTRY, self.tables.pointer_place(1, index))
+        if not self._blocks.start <= entry >> lay.ENTRY_BITS < self._blocks.end:
+            return False
+        old = self.virtblocks.sole_block(entry, index)
+        if not self._blocks.replace(old, block, word.BLOCK):
+            return False
+        self.virtblocks.point_one(entry, index, block)
+        return True
 
     def unmap(self, indexes: Indexes) -> Freed:
         """Make logical blocks (ascending, distinct) of the running point holes."""

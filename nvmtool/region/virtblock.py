@@ -65,6 +65,17 @@ class Virtblocks:
             word.damaged("virtblock entry", int(offsets[first]), int(words[first]), f"names {int(values[first])}, out of range")
         return kinds, values
 
+    def sole_block(self, address: int, index: int) -> int:
+        """Return the data block in NVM of an entry that is named once, -1 for any other entry."""
+        words = self._journal.words
+        if word.peek(words[address * 2 + 1], 0, word.place(lay.HOME_PLACE, 0, address)) != index << lay.COUNT_BITS | 1:
+            return -1
+        return word.peek(words[address * 2], word.BLOCK, word.place(lay.ENTRY_PLACE, self._region, index))
+
+    def point_one(self, address: int, index: int, block: int) -> None:
+        """Let one entry name another data block in NVM."""
+        self._journal.set_word(address * 2, word.pointer(word.BLOCK, block, word.place(lay.ENTRY_PLACE, self._region, index)))
+
     def homes(self, addresses: Addresses) -> tuple[Indexes, NDArray[np.int64]]:
         """Return (logical blocks, reference counts) of present entries; raises DamagedError."""
         words = self._journal.array[addresses * 2 + 1]
