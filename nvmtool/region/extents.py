@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..media.word import Words
     from .region import Region
 
     Ints = NDArray[np.int64]
@@ -51,23 +52,12 @@ def iter_extents(region: Region, snapshot: str | None = None) -> Iterator[tuple[
 
 def _iter_leaf_runs(region: Region, snapshot: str | None) -> Iterator[tuple[Ints, NDArray[np.uint8]]]:
     """Yield (first logical blocks, kinds) of runs, hundreds of level-1 tables at a time; what lies between is a hole."""
-    tables = region.pages.tables
-    batch: list[tuple[int, int]] = []
-    for table_index, leaves, _ in tables.iter_leaf_groups([region.root_of(snapshot)]):
-        batch.append((table_index, int(leaves[0])))
-        if len(batch) == _LEAVES:
-            yield _leaf_runs(region, batch, running=snapshot is None)
-            batch = []
-    if batch:
-        yield _leaf_runs(region, batch, running=snapshot is None)
+    for indexes, words in region.pages.tables.iter_words(region.root_of(snapshot), _LEAVES):
+        yield _leaf_runs(region, indexes, words, running=snapshot is None)
 
 
-def _leaf_runs(region: Region, batch: list[tuple[int, int]], *, running: bool) -> tuple[Ints, NDArray[np.uint8]]:
+def _leaf_runs(region: Region, indexes: Ints, words: Words, *, running: bool) -> tuple[Ints, NDArray[np.uint8]]:
     pages = region.pages
-    table_indexes, leaves = np.array(batch, np.int64).T
-    positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
-    indexes = ((table_indexes << lay.TABLE_BITS)[:, None] + positions).reshape(-1)
-    words = region.device.journal.array[(leaves[:, None] * lay.WORDS_PER_BLOCK + positions).reshape(-1)]
     kinds, values = pages.tables.decode(words, indexes)
     targets, _ = pages.follow(kinds, values, indexes)
     codes = np.full(len(indexes), HOLE, np.uint8)

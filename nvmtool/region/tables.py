@@ -5,6 +5,7 @@ A *table index* is a logical block >> 9: it numbers the level-1 tables of a regi
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -140,6 +141,14 @@ class Tables:
             distinct, order = np.unique(children[present], return_index=True)
             by_rank = np.argsort(order)
             yield from self._iter_groups(distinct[by_rank], ranks[present[order[by_rank]]], level - 1, index, first)
+
+    def iter_words(self, root: int, nleaves: int) -> Iterator[tuple[Indexes, Words]]:
+        """Yield (logical blocks, level-1 words) of the tables that a root reaches, in order, up to `nleaves` tables at a time."""
+        groups = self.iter_leaf_groups([root])
+        while batch := [(table_index, int(leaves[0])) for table_index, leaves, _ in islice(groups, nleaves)]:
+            table_indexes, leaves = np.array(batch, np.int64).T
+            indexes = ((table_indexes << lay.TABLE_BITS)[:, None] + _POSITIONS).reshape(-1)
+            yield indexes, self._journal.array[(leaves[:, None] * lay.WORDS_PER_BLOCK + _POSITIONS).reshape(-1)]
 
     def iter_differing(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
         """Yield (table index, table in tree a, table in tree b) where the level-1 tables are not the same; shared subtrees cost nothing."""

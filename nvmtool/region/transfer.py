@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 16 << 20
 _READ_BLOCKS = 4096
+_EXPORT_LEAVES = 8
 # Runs from here on are mapped in one go before they are copied.
 _RUN_BLOCKS = 32
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -203,15 +204,12 @@ def _discard(region: Region, offset: int, length: int) -> None:
 
 def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (logical blocks, kinds, values) of the blocks that are not holes, a few level-1 tables at a time."""
-    tables = region.pages.tables
-    positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
-    for table_index, leaves, _ in tables.iter_leaf_groups([region.root_of(snapshot)]):
-        words = tables.leaf_words(int(leaves[0]))
+    pages = region.pages
+    for indexes, words in pages.tables.iter_words(region.root_of(snapshot), _EXPORT_LEAVES):
         present = np.flatnonzero(words)
-        indexes = positions[present] + (table_index << lay.TABLE_BITS)
-        kinds, values = tables.decode(words[present], indexes)
-        kinds, values = region.pages.follow(kinds, values, indexes)
-        yield indexes, kinds, values
+        kinds, values = pages.tables.decode(words[present], indexes[present])
+        kinds, values = pages.follow(kinds, values, indexes[present])
+        yield indexes[present], kinds, values
 
 
 def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress: Progress) -> int:
