@@ -37,7 +37,8 @@ DURABLE_WRITES = 1000
 OWNERS = 64
 REPOSITORY = Path(__file__).resolve().parent.parent
 QEMU = shutil.which("qemu-img") is not None and shutil.which("qemu-io") is not None
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+# An installed tool has its bytecode at hand.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(REPOSITORY)}
 
 Row = dict[str, Any]
 Timed = Callable[[], float]

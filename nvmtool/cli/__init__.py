@@ -5,6 +5,7 @@ This file is all that `nvmtool --help` loads: click alone takes longer than Pyth
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .. import __version__
@@ -60,6 +61,8 @@ def main(args: list[str] | None = None) -> None:
     if args == ["--version"]:
         sys.stdout.write(f"nvmtool {__version__}\n")
         sys.exit(0)
+    # numpy's start would make a pool of threads for linear algebra, which nothing here does.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from .group import group
 
     group.main(args, prog_name="nvmtool")
