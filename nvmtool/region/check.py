@@ -21,6 +21,7 @@ from . import layout as lay
 from .check_counts import check_block_counts, check_entry_counts, check_slot_counts
 from .device import Device
 from .header import choose_header
+from .repair import apply_fixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ class Walk:
     fixes: list[tuple[Ints, NDArray[np.uint64]]] = field(default_factory=list)
     fixable: bool = True
     leaked_blocks: int = 0
-    free_slots_with_data: list[tuple[int, int]] = field(default_factory=list)
+    free_slots_with_data: list[Ints] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Allocate the expectations."""
@@ -126,15 +127,16 @@ def check_device(
     Raises FormatError, DamagedError or BusyError when the image cannot even be opened.
     """
     walk = _walk(path, scrub, mass, progress)
-    repaired = 0
-    if repair and walk.findings and walk.fixable:
-        from .repair import apply_fixes
-
-        repaired = len(walk.findings)
-        apply_fixes(path, walk, mass)
-        again = _walk(path, scrub, mass, progress)
-        return CheckResult(not again.findings, walk.findings + again.findings, walk.leaked_blocks, repaired)
-    return CheckResult(not walk.findings, walk.findings, walk.leaked_blocks, repaired)
+    if not (repair and walk.findings and walk.fixable):
+        return CheckResult(not walk.findings, walk.findings, walk.leaked_blocks, 0)
+    with Device.open(path, writable=True, mass=mass) as device:
+        # Another process may have written since, and opening finishes what a killed one began: mend only what is so now.
+        walk = _walk(path, scrub, mass, progress)
+        if not (walk.findings and walk.fixable):
+            return CheckResult(not walk.findings, walk.findings, walk.leaked_blocks, 0)
+        apply_fixes(device, walk)
+    again = _walk(path, scrub, mass, progress)
+    return CheckResult(not again.findings, walk.findings + again.findings, walk.leaked_blocks, len(walk.findings))
 
 
 def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Progress) -> Walk:
@@ -417,4 +419,4 @@ def _scrub(walk: Walk, progress: Progress) -> None:
         free = numbers[(numbers >= len(walk.slots)) | (walk.slots[np.minimum(numbers, len(walk.slots) - 1)] == 0)]
         if len(free):
             walk.find("leak", "mass store", f"slot {int(free[0])}", f"{len(free)} free slots occupy storage", fixable=True)
-            walk.free_slots_with_data.append((int(free[0]), len(free)))
+            walk.free_slots_with_data.append(free)

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from . import layout as lay
-from .device import Device
 from .header import encode_header
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .check import Walk
+    from .device import Device
 
 
-def apply_fixes(path: str | Path, walk: Walk, mass: str | Path | None) -> None:
+def apply_fixes(device: Device, walk: Walk) -> None:
     """Store the proven words in small commits, then rewrite a damaged header copy; killed anywhere, a second repair goes on.
 
-    Raises BusyError when another process changes the image.
+    The walk must have seen the device as it is now: its words are absolute.
     """
-    with Device.open(path, writable=True, mass=mass) as device:
-        journal = device.journal
-        step = journal.max_words // 2
-        with device.transaction():
-            for indexes, values in walk.fixes:
-                for start in range(0, len(indexes), step):
-                    journal.set_words(indexes[start : start + step], values[start : start + step])
-                    journal.commit()
-            for group, _, used in device.blocks.iter_wrong_groups():
-                device.blocks.store_group(group, used)
-        for first, nslots in walk.free_slots_with_data:
-            if device.mass is not None:
-                device.mass.punch(np.arange(first, first + nslots))
-        if any(finding.structure == "header" for finding in walk.findings):
-            block = encode_header(device.header)
-            for copy in lay.HEADER_BLOCKS:
-                # One at a time: the other copy is whole while this one is written.
-                device.store.store_bytes(copy * lay.BLOCK_SIZE, [block])
-                device.store.fence()
+    journal = device.journal
+    step = journal.max_words // 2
+    with device.transaction():
+        for indexes, values in walk.fixes:
+            for start in range(0, len(indexes), step):
+                journal.set_words(indexes[start : start + step], values[start : start + step])
+                journal.commit()
+        for group, _, used in device.blocks.iter_wrong_groups():
+            device.blocks.store_group(group, used)
+    if device.mass is not None:
+        for slots in walk.free_slots_with_data:
+            device.mass.punch(slots)
+    if any(finding.structure == "header" for finding in walk.findings):
+        block = encode_header(device.header)
+        for copy in lay.HEADER_BLOCKS:
+            # One at a time: the other copy is whole while this one is written.
+            device.store.store_bytes(copy * lay.BLOCK_SIZE, [block])
+            device.store.fence()
