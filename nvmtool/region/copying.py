@@ -26,19 +26,22 @@ _SPARSEST = 4
 
 
 def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
-    """Copy NVM blocks to mass slots and return the CRC-32C of each; durable after `mass.fence`.
+    """Copy NVM blocks to mass slots and return the CRC-32C of each; durable on return, so that words may name them.
 
     In a rehearsal nothing is read or written and the checksums are 0. Raises NoSpaceError or StorageError; the slots, which
-    nothing names, are then given back.
+    nothing names, are then given back, as they are when Ctrl-C comes while they are written.
     """
     if not device.writable:
         return np.zeros(len(blocks), np.uint32)
     assert device.mass is not None
     try:
-        return _copy(device, device.mass, blocks, slots)
+        crcs = _copy(device, device.mass, blocks, slots)
+        # The copies must be durable before any word names them.
+        device.mass.fence()
     except BaseException:
         device.mass.punch(slots)
         raise
+    return crcs
 
 
 def _copy(device: Device, mass: MassStore, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:

@@ -91,9 +91,6 @@ def _apply(region: Region, words: LeafWords, slots: LeafWords, job: Job) -> None
     fresh = fresh[np.argsort(blocks[fresh], kind="stable")]
     chosen[fresh] = device.slots.take(len(fresh))
     crcs = copy_to_mass(device, blocks[fresh], chosen[fresh])
-    if device.mass is not None:
-        # The copies must be durable before any word names them.
-        device.mass.fence()
     device.slots.name(chosen[fresh], crcs, counts[fresh].astype(np.uint64))
     if known.any():
         device.slots.add_refs(np.repeat(chosen[known], counts[known]))

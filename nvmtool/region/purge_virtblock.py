@@ -61,9 +61,6 @@ def _apply(region: Region, addresses: Addresses, indexes: Indexes, blocks: Block
     device = region.device
     slots = device.slots.take(len(blocks))
     crcs = copy_to_mass(device, blocks, slots)
-    if device.mass is not None:
-        # The copies must be durable before the entries name them.
-        device.mass.fence()
     device.slots.name(slots, crcs, np.ones(len(slots), np.uint64))
     region.pages.virtblocks.point(addresses, indexes, word.SLOT, slots)
     device.blocks.drop_refs(blocks, word.BLOCK)
