@@ -20,7 +20,7 @@ from nvmtool.region.snapshots import create_snapshot
 MIB = 1 << 20
 BLOCK = 4096
 # The second one is for a machine on which the command ends before the signal comes.
-SIZES = (16 * MIB, 128 * MIB)
+SIZES = (12 * MIB, 128 * MIB)
 
 COMMANDS = {
     "purge virtblock": ("purge", "disk.nvm", "--mode", "virtblock"),
