@@ -10,12 +10,12 @@ Crash anywhere: the records up to the last whole one count. Values are absolute,
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, NvmtoolError
+from ..errors import BusyError, DamagedError, NvmtoolError
 from . import word
 from .checksum import crc32c
 from .store import PAGE
@@ -66,11 +66,12 @@ class Journal:
         log_blocks: int,
         *,
         writable: bool,
-        no_readers: Callable[[], AbstractContextManager[object]] = nullcontext,
+        no_readers: Callable[[bool], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Replay the log into the view; a writable journal also moves what it found home.
 
-        `no_readers` gives a context in which no other process reads the image; checkpoints run inside it.
+        `no_readers(patient)` gives a context in which no other process reads the image; checkpoints run inside it. It raises BusyError,
+        after having waited when it is to be patient.
         """
         self.store = store
         self.array: Words = store.view.view("<u8")
@@ -92,9 +93,12 @@ class Journal:
         self.generation = self._read_generation()
         self.sequence = 0
         self._tail = self._start + PAGE
+        # Words that the log makes 0: what they counted may not be used again before a checkpoint.
+        self.zeroed: Indexes = np.empty(0, np.int64)
         self._replay()
         if writable and self.sequence:
-            self.checkpoint()
+            with suppress(BusyError):  # readers need what is at home
+                self.checkpoint(patient=False)
 
     @staticmethod
     def format(store: Store, log_start: int) -> None:
@@ -164,8 +168,12 @@ class Journal:
         self._forget()
         for listener in self.on_commit:
             listener()
-        if self._tail - self._start > (self._end - self._start) // 2:
+        filled, size = self._tail - self._start, self._end - self._start
+        if filled > size // 2:
             self.checkpoint()
+        elif filled > size // 4:
+            with suppress(BusyError):  # there is room yet to let them read on
+                self.checkpoint(patient=False)
 
     def _commit_durably(self) -> None:
         if self.is_idle:
@@ -192,19 +200,19 @@ class Journal:
         for listener in self.on_rollback:
             listener()
 
-    def checkpoint(self) -> None:
-        """Move all committed changes home and void the log; raises BusyError while readers stay."""
+    def checkpoint(self, *, patient: bool = True) -> None:
+        """Move all committed changes home and void the log; raises BusyError while readers stay, at once unless patient."""
         assert self.is_idle, "a checkpoint inside a transaction would make half of it durable"
         if self.writable:
             if self.sequence == 0:
                 return
-            self._move_home()
+            self._move_home(patient)
         for listener in self.on_checkpoint:
             listener()
 
-    def _move_home(self) -> None:
+    def _move_home(self, patient: bool) -> None:
         pages = distinct(np.concatenate(self._changed_pages))
-        with self._no_readers():
+        with self._no_readers(patient):
             for first, length in runs(pages):
                 self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])
             # All must be home before the records that could bring it there are void.
@@ -217,6 +225,7 @@ class Journal:
         self._changed_pages.clear()
         self.generation += 1
         self.sequence = 0
+        self.zeroed = self.zeroed[:0]
         self._tail = self._start + PAGE
 
     def _read_generation(self) -> int:
@@ -228,7 +237,8 @@ class Journal:
             self.array[indexes] = values
             pages = self.store.view.reshape(-1, PAGE)
             pages[blocks] = contents
-            self._changed_pages += [distinct(indexes // _WORDS_PER_PAGE), blocks]
+            self._changed_pages += [indexes // _WORDS_PER_PAGE, blocks]
+            self.zeroed = np.concatenate([self.zeroed, indexes[values == 0]])
 
     def _iter_records(self) -> Iterator[tuple[Indexes, Words, Indexes, NDArray[np.uint8]]]:
         """Yield (word indexes, values, block numbers, block contents) of each valid record in order."""

@@ -46,7 +46,10 @@ class Blocks:
         self._ngroups = -(-self.nblocks // _GROUP)
         self._held = np.zeros(self.nblocks, bool)
         self._ntaken = 0
-        self._dropped: list[BlockNumbers] = []
+        in_log = journal.zeroed - self._counts
+        in_log = in_log[(in_log >= 0) & (in_log < self.nblocks)]
+        self._held[in_log] = True
+        self._dropped: list[BlockNumbers] = [in_log + self.start]
         self._dropped_before_commit: list[BlockNumbers] = []
         self._pool: list[int] = []
         self._next_group = 0

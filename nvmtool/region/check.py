@@ -129,7 +129,7 @@ def check_device(
     walk = _walk(path, scrub, mass, progress)
     if not (repair and walk.findings and walk.fixable):
         return CheckResult(not walk.findings, walk.findings, walk.leaked_blocks, 0)
-    with Device.open(path, writable=True, mass=mass) as device:
+    with Device.open(path, writable=True, mass=mass, any_pair=True) as device:
         # Another process may have written since, and opening finishes what a killed one began: mend only what is so now.
         walk = _walk(path, scrub, mass, progress)
         if not (walk.findings and walk.fixable):
@@ -145,9 +145,8 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
         _check_headers(walk)
         _check_unused_words(walk)
         try:
-            if walk.device.lent_blocks:
-                walk.find("error", "root word", "lent_blocks", f"is {walk.device.lent_blocks}, nothing can be lent yet")
             regions = [device.any_region(record) for record in device.records]
+            _check_root(walk, len(regions), scrub=scrub)
             _expect_record_blocks(walk, regions)
             _check_free_records(walk, regions)
         except DamagedError as error:
@@ -165,6 +164,16 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
             if progress is not None:
                 progress(done + 1, len(steps), "steps")
         return walk
+
+
+def _check_root(walk: Walk, nregions: int, *, scrub: bool) -> None:
+    root = walk.device.root
+    for name, right in (("lent_blocks", 0), ("nregions", nregions)):
+        if root.get(name) != right:
+            walk.find("error", "root word", name, f"is {root.get(name)}, counted {right}")
+    if not walk.device.slots.pairing.is_sound:
+        # Every purged block must have been read before the store may become this image's own again.
+        walk.find("error", "mass store", "header", "was last changed through another copy of this image", fixable=scrub)
 
 
 def _check_headers(walk: Walk) -> None:
@@ -206,15 +215,16 @@ def _check_free_records(walk: Walk, regions: list[Region]) -> None:
         for _, block in table.iter_leaves():
             at = block * lay.WORDS_PER_BLOCK + np.arange(lay.WORDS_PER_BLOCK, dtype=np.int64).reshape(-1, table.words_per_record)
             free = walk.device.journal.array[at[:, 0]] == 0
-            _expect_zeros(walk, table.label, at[free].reshape(-1))
+            # What looks like rubbish may be a record that lost its first word.
+            _expect_zeros(walk, table.label, at[free].reshape(-1), fixable=False)
 
 
-def _expect_zeros(walk: Walk, structure: str, at: Ints) -> None:
+def _expect_zeros(walk: Walk, structure: str, at: Ints, *, fixable: bool = True) -> None:
     wrong = at[walk.device.journal.array[at] != 0]
     if len(wrong):
         first = int(wrong[0])
         what = f"{len(wrong)} unused words are not 0, the first is 0x{int(walk.device.journal.array[first]):016x}"
-        walk.find("error", structure, f"0x{first * 8:x}", what, fixable=True)
+        walk.find("error", structure, f"0x{first * 8:x}", what, fixable=fixable)
         walk.fixes.append((wrong, np.zeros(len(wrong), np.uint64)))
 
 
@@ -397,7 +407,8 @@ def _check_counters(walk: Walk, region: Region, states: list[Record], roots: Int
                     "record",
                     f"region {region.name!r} {record.name!r}",
                     f"{name} is {record.get(name)}, counted {value}",
-                    fixable=True,
+                    # Another number of mapped blocks is a pointer that was lost, or is too many: what that was nobody can prove.
+                    fixable=name in ("nvm_blocks", "slots"),
                 )
                 index, stored = record.sealed(name, value)
                 walk.fixes.append((np.array([index]), np.array([stored], np.uint64)))
@@ -414,6 +425,8 @@ def _scrub(walk: Walk, progress: Progress) -> None:
             walk.find("error", "mass slot", f"slot {slot}", message)
         if progress is not None:
             progress((start + len(part)) * lay.BLOCK_SIZE, len(used) * lay.BLOCK_SIZE, "bytes")
+    if not device.slots.pairing.is_settled:
+        return  # free slots may hold what a process that is at work, or was cut off, has written: the next one gives it back
     for first, nslots in device.mass.iter_data():
         numbers = np.arange(first, first + nslots)
         free = numbers[(numbers >= len(walk.slots)) | (walk.slots[np.minimum(numbers, len(walk.slots) - 1)] == 0)]

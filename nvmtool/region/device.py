@@ -19,6 +19,7 @@ from .header import Header, choose_header
 from .mass import MassStore
 from .records import RecordTable, check_name
 from .region import Region
+from .root import Root
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -46,15 +47,17 @@ class Device:
         self.path = store.path
         self.header = header
         self.store = store
-        self.mass = mass
         self.writable = writable
         self._fd = fd
         self._regions: dict[int, Region] = {}
+        self._slots_left_over = False
         # What a writable open completed because an earlier process was cut off in it: (region, snapshot or None).
         self.resumed: set[tuple[str, str | None]] = set()
-        self.journal = Journal(store, header.log_start, header.log_blocks, writable=writable, no_readers=self._no_readers)
+        self.journal = Journal(store, header.log_start, header.log_blocks, writable=writable, no_readers=self.no_readers)
         self.blocks = Blocks(self.journal, header)
-        self.slots = Slots(self.journal, self.blocks, mass)
+        self.root = Root(self.journal)
+        self.slots = Slots(self.journal, self.blocks, self.root)
+        self.slots.attach(mass)
         index = lay.field_index(lay.ROOT, "region_table")
         self._table = RecordTable(
             self.journal,
@@ -68,10 +71,11 @@ class Device:
         self.journal.on_rollback.append(self._forget_cached)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False, mass: str | Path | None = None) -> Device:
+    def open(cls, path: str | Path, *, writable: bool = False, mass: str | Path | None = None, any_pair: bool = False) -> Device:
         """Open an image with its mass store, and finish what a killed process left when it is writable.
 
-        Raises FormatError, DamagedError, BusyError, NotFoundError or StorageError.
+        `any_pair` opens for writing also where another copy of the image changed the store. Raises FormatError, DamagedError,
+        BusyError, NotFoundError, RefusedError or StorageError.
         """
         path = Path(path)
         fd = _open_image(path, writable=writable)
@@ -92,8 +96,11 @@ class Device:
                 min_slots=device.slots.end(),
                 writable=writable,
             )
-            device.mass = device.slots.mass = mass_store
+            device.slots.attach(mass_store)
             if writable:
+                mass_store.lock()
+                if not any_pair:
+                    device.slots.pairing.require_sound()
                 device.resume()
         except BaseException:
             if mass_store is not None:
@@ -111,6 +118,11 @@ class Device:
         self.close(flush=error is None)
 
     @property
+    def mass(self) -> MassStore | None:
+        """The open mass store."""
+        return self.slots.mass
+
+    @property
     def records(self) -> RecordTable:
         """The region table."""
         return self._table
@@ -118,9 +130,7 @@ class Device:
     @property
     def lent_blocks(self) -> int:
         """Number of blocks lent as volatile memory; raises DamagedError."""
-        index = lay.field_index(lay.ROOT, "lent_blocks")
-        at = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + index
-        return word.unseal(self.journal.words[at], word.place(lay.ROOT_PLACE, 0, index), "root word lent_blocks", at * 8)
+        return self.root.get("lent_blocks")
 
     def regions(self) -> list[Region]:
         """Return the regions in the order of their records."""
@@ -166,6 +176,7 @@ class Device:
                 record.put(field, values[field])
             record.id = record.number + 1
             record.name = name
+            self.root.put("nregions", self.root.get("nregions") + 1)
         return self.any_region(record)
 
     def delete_region(self, name: str, progress: Progress = None, *, dry_run: bool = False) -> Change:
@@ -185,9 +196,10 @@ class Device:
             raise
 
     def resume(self) -> None:
-        """Finish deletions that a killed process began."""
+        """Finish deletions that a killed process began; what it left in free slots of the mass store goes when this one closes."""
         from .sweep import finish_deletions
 
+        self._slots_left_over = not self.slots.pairing.is_settled
         finish_deletions(self)
 
     def require(self, *, dry_run: bool) -> None:
@@ -206,15 +218,24 @@ class Device:
             if self.writable and flush:
                 self.flush()
                 with suppress(BusyError):  # the log keeps what cannot go home while somebody reads
-                    self.journal.checkpoint()
+                    self._settle()
         finally:
             if self.mass is not None:
                 self.mass.close()
-                self.mass = self.slots.mass = None
+                self.slots.attach(None)
             self.store.close()
             if self._fd >= 0:
                 _release(self._fd)
                 self._fd = -1
+
+    def _settle(self) -> None:
+        self.journal.checkpoint(patient=False)
+        if not self.slots.pairing.is_settled:
+            if self._slots_left_over:
+                with self.no_readers(patient=False):  # a reader may be reading slots that are free by now
+                    self.slots.give_back_free()
+            self.slots.pairing.settle()
+            self.journal.checkpoint(patient=False)
 
     def any_region(self, record: Record) -> Region:
         """Return the region of a record, one that is being deleted too."""
@@ -232,11 +253,12 @@ class Device:
             region.forget_cached()
 
     @contextmanager
-    def _no_readers(self) -> Iterator[None]:
+    def no_readers(self, patient: bool) -> Iterator[None]:
+        """Keep readers away; raises BusyError while there are some, after a minute when patient."""
         if self._fd < 0:
             yield
             return
-        lock.lock(self._fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS)
+        lock.lock(self._fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS if patient else 0)
         try:
             yield
         finally:
@@ -257,7 +279,7 @@ def read_header(path: Path, fd: int) -> Header:
 
 def mass_location(path: Path, header: Header) -> Path:
     """Return where the header says that the mass store is."""
-    return path.parent / header.mass_path
+    return path.resolve().parent / header.mass_path
 
 
 def _open_image(path: Path, *, writable: bool) -> int:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BusyError, ExistsError, UsageError
-from ..media import lock, sysio, word
+from ..media import lock, sysio
 from ..media.journal import Journal
 from ..media.newfile import NewFile
 from ..media.store import open_store, translated
 from . import layout as lay
 from .header import Header, encode_header, plan_areas
 from .mass import MassStore, check_new_mass
+from .pairing import new_tag
+from .root import new_root_block
 
 if TYPE_CHECKING:
     from ..media.store import Store
@@ -53,8 +55,9 @@ def format_device(
     )
     image, store = NewFile(path), NewFile(mass)
     try:
-        MassStore.format(store, header.mass_uuid, header.uuid)
-        _write_image(image, header, sparse=sparse)
+        mass_tag = new_tag()
+        MassStore.format(store, header.mass_uuid, header.uuid, mass_tag)
+        _write_image(image, header, mass_tag, sparse=sparse)
         # The mass store first: an image never names a store that is not there.
         store.publish()
         image.publish()
@@ -63,7 +66,7 @@ def format_device(
         store.close()
 
 
-def _write_image(image: NewFile, header: Header, *, sparse: bool) -> None:
+def _write_image(image: NewFile, header: Header, mass_tag: int, *, sparse: bool) -> None:
     size = header.size_blocks * lay.BLOCK_SIZE
     image.allocate(size, sparse=sparse)
     if image.in_place and sysio.file_size(image.fd) < size:
@@ -76,11 +79,7 @@ def _write_image(image: NewFile, header: Header, *, sparse: bool) -> None:
         # The first write to allocated space costs the file system a transaction of its own: not in the log, please.
         _store_zeros(opened, header.log_start, header.log_blocks)
     Journal.format(opened, header.log_start)
-    root = bytearray(lay.BLOCK_SIZE)
-    for field in ("used_slots", "lent_blocks"):
-        index = lay.field_index(lay.ROOT, field)
-        root[index * 8 : index * 8 + 8] = word.seal(0, word.place(lay.ROOT_PLACE, 0, index)).to_bytes(8, "little")
-    opened.store_bytes(lay.ROOT_BLOCK * lay.BLOCK_SIZE, [bytes(root)])
+    opened.store_bytes(lay.ROOT_BLOCK * lay.BLOCK_SIZE, [new_root_block(mass_tag)])
     # Headers last: without them the rest is no image.
     opened.fence()
     block = encode_header(header)

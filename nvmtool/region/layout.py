@@ -55,8 +55,18 @@ MASS_HEADER = np.dtype(
 )
 assert MASS_HEADER.itemsize == 64
 
-ROOT = np.dtype([("region_table", "<u8"), ("slot_table", "<u8"), ("used_slots", "<u8"), ("lent_blocks", "<u8")])
-assert ROOT.itemsize == 32
+ROOT = np.dtype(
+    [
+        ("region_table", "<u8"),
+        ("slot_table", "<u8"),
+        ("used_slots", "<u8"),
+        ("lent_blocks", "<u8"),
+        ("nregions", "<u8"),
+        ("mass_tag", "<u8"),
+        ("mass_tag_before", "<u8"),
+    ]
+)
+assert ROOT.itemsize == 56
 
 REGION_RECORD = np.dtype(
     [
@@ -140,6 +150,7 @@ REGION_LEAF_PLACE = 0x41
 SNAPSHOTS_PLACE = 0x50
 SNAPSHOT_LEAF_PLACE = 0x51
 ROOT_PLACE = 0x60
+MASS_TAG_PLACE = 0x61
 
 HEADER_BLOCKS = (0, 1)
 ROOT_BLOCK = 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DamagedError, ExistsError, FormatError, StorageError
-from ..media import sysio
+from ..media import lock, sysio, word
 from ..media.checksum import crc32c
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
@@ -31,12 +31,18 @@ if TYPE_CHECKING:
     SlotNumbers = NDArray[np.int64]
 
 
+_WAIT_SECONDS = 1.0
+_TAG_PLACE = word.place(lay.MASS_TAG_PLACE, 0, 0)
+
+
 class MassStore:
     """An open mass store. Slot numbers are int64 arrays or ints, from 1 on."""
 
-    def __init__(self, path: Path, fd: int, *, writable: bool) -> None:
-        """Take over an open descriptor whose header was checked."""
+    def __init__(self, path: Path, fd: int, tag: int, *, writable: bool) -> None:
+        """Take over an open descriptor whose header was checked and shows a tag."""
         self.path = path
+        self.tag = tag
+        self._announced = False
         self._can_punch = writable
         self._fd = fd
         self._writer = Writer(fd, past_cache=writable)
@@ -44,7 +50,7 @@ class MassStore:
         self._dead = False
 
     @staticmethod
-    def format(new: NewFile, store_uuid: bytes, device_uuid: bytes) -> None:
+    def format(new: NewFile, store_uuid: bytes, device_uuid: bytes, tag: int) -> None:
         """Write the header of an empty mass store into a new file."""
         header = np.zeros(1, lay.MASS_HEADER)
         fields = header[0]
@@ -52,7 +58,7 @@ class MassStore:
         fields["uuid"], fields["device_uuid"] = np.void(store_uuid), np.void(device_uuid)
         fields["crc"] = crc32c(header.tobytes())
         with translated(new.path):
-            os.pwrite(new.fd, header.tobytes().ljust(lay.BLOCK_SIZE, b"\0"), 0)
+            os.pwrite(new.fd, (header.tobytes() + _sealed_tag(tag)).ljust(lay.BLOCK_SIZE, b"\0"), 0)
 
     @classmethod
     def open(cls, path: Path, *, expected_uuid: bytes, device_uuid: bytes, min_slots: int, writable: bool) -> MassStore:
@@ -65,8 +71,8 @@ class MassStore:
         except OSError as error:
             raise StorageError(f"{path}: mass store cannot be opened: {error.strerror}; use --mass if it was moved") from error
         try:
-            found = _read_header(path, fd)
-            if found != (expected_uuid, device_uuid):
+            *found, tag = _read_header(path, fd)
+            if tuple(found) != (expected_uuid, device_uuid):
                 raise FormatError(
                     f"{path}: mass store {uuid.UUID(bytes=found[0])} belongs to device {uuid.UUID(bytes=found[1])}; "
                     f"expected mass store {uuid.UUID(bytes=expected_uuid)} of device {uuid.UUID(bytes=device_uuid)}"
@@ -77,7 +83,7 @@ class MassStore:
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, writable=writable)
+        return cls(path, fd, tag, writable=writable)
 
     @property
     def size_bytes(self) -> int:
@@ -89,6 +95,7 @@ class MassStore:
 
         Raises NoSpaceError when the file system is full; nothing names these slots yet.
         """
+        assert self._announced, "the image must know of the change first"
         self._dirty = True
         size = lay.BLOCK_SIZE
         starts, lengths = run_arrays(slots)
@@ -101,6 +108,20 @@ class MassStore:
             with translated(self.path):
                 self._writer.write(first * size, batch)
             done += nslots
+
+    def lock(self) -> None:
+        """Be the only process that changes the store; raises BusyError when a copy of the image is in use."""
+        lock.lock(self._fd, self.path, lock.WRITER, exclusive=True, seconds=_WAIT_SECONDS)
+
+    def show_tag(self, tag: int) -> None:
+        """Let the header show a tag (pairing.py); durable on return."""
+        self._announced = True
+        if tag != self.tag:
+            with translated(self.path):
+                os.pwrite(self._fd, _sealed_tag(tag), lay.MASS_HEADER.itemsize)
+            self._dirty = True
+            self.fence()
+            self.tag = tag
 
     def fence(self) -> None:
         """Return when all written slots are durable; raises StorageError, after which the handle is dead."""
@@ -192,7 +213,11 @@ def check_new_mass(path: Path, *, force: bool) -> None:
         raise ExistsError(f"{path}: exists already; --force overwrites it")
 
 
-def _read_header(path: Path, fd: int) -> tuple[bytes, bytes]:
+def _sealed_tag(tag: int) -> bytes:
+    return word.seal(tag, _TAG_PLACE).to_bytes(8, "little")
+
+
+def _read_header(path: Path, fd: int) -> tuple[bytes, bytes, int]:
     block = os.pread(fd, lay.BLOCK_SIZE, 0)
     if len(block) < lay.BLOCK_SIZE:
         raise DamagedError(f"{path}: mass store is cut off inside its header ({len(block)} bytes)")
@@ -203,8 +228,10 @@ def _read_header(path: Path, fd: int) -> tuple[bytes, bytes]:
         raise FormatError(f"{path}: mass store version {int(record['version'])}; this nvmtool knows {lay.VERSION}")
     bare = record.copy()
     bare["crc"] = 0
-    if crc32c(bare.tobytes()) != int(record["crc"]) or any(block[lay.MASS_HEADER.itemsize :]):
+    if crc32c(bare.tobytes()) != int(record["crc"]) or any(block[lay.MASS_HEADER.itemsize + 8 :]):
         raise DamagedError(f"{path}: mass store header checksum is wrong")
     if int(record["block_size"]) != lay.BLOCK_SIZE:
         raise FormatError(f"{path}: mass store block size {int(record['block_size'])}")
-    return bytes(record["uuid"]), bytes(record["device_uuid"])
+    offset = lay.MASS_HEADER.itemsize
+    tag = word.unseal(int.from_bytes(block[offset : offset + 8], "little"), _TAG_PLACE, f"{path}: mass store tag", offset)
+    return bytes(record["uuid"]), bytes(record["device_uuid"]), tag

@@ -94,6 +94,8 @@ def purge(
     device.require(dry_run=dry_run)
     regions = _regions(device, mode, region, snapshots)
     started = time.monotonic()
+    for each in regions:
+        each.flush()
     free_before = device.blocks.free_blocks
     job = Job(
         max_blocks=None if max_bytes is None else max_bytes // lay.BLOCK_SIZE,
@@ -103,8 +105,9 @@ def purge(
         total=sum(non_active_blocks(each) for each in regions),
     )
     for each in regions:
-        each.flush()
         records = require_snapshots(each, tuple(snapshots))
+        if job.total:
+            device.slots.pairing.begin()
         with device.transaction():
             if mode == "virtblock":
                 from .purge_virtblock import purge_virtblock

@@ -155,26 +155,35 @@ class Region:
             self._write_part(first + nblocks, 0, tail)
 
     def flush(self) -> None:
-        """Make all writes durable: on return they survive power loss. One transaction, whatever their number.
+        """Make all writes durable: on return they survive power loss. One transaction, or several where the log is small for them.
 
         Raises StorageError or NoSpaceError; the writes then stay pending.
         """
-        if not self._pending:
-            return
-        indexes = np.fromiter(self._pending, np.int64, len(self._pending))
-        blocks = np.fromiter(self._pending.values(), np.int64, len(self._pending))
-        order = np.argsort(indexes, kind="stable")
+        order = np.argsort(np.fromiter(self._pending, np.int64, len(self._pending)), kind="stable")
+        indexes = np.fromiter(self._pending, np.int64, len(order))[order]
+        blocks = np.fromiter(self._pending.values(), np.int64, len(order))[order]
+        # A table that a snapshot shares is copied, and everything it names counts one more word.
+        most = max(1, self.device.journal.max_words // (lay.TABLE_ENTRIES * (self.pages.tables.levels + 1)))
+        tables = indexes >> lay.TABLE_BITS
+        rank = np.concatenate([[0], np.cumsum(tables[1:] != tables[:-1])]) if len(tables) else tables
+        for start in range(0, int(rank[-1]) + 1 if len(rank) else 0, most):
+            first, end = np.searchsorted(rank, (start, start + most)).tolist()
+            self._map(indexes[first:end], blocks[first:end])
+        self._pending_tables.clear()
+
+    def _map(self, indexes: NDArray[np.int64], blocks: NDArray[np.int64]) -> None:
+        data = self._pending_data
         try:
             with self.device.transaction():
-                for index, data in self._pending_data.items():
-                    self.device.journal.add_data(self._pending[index], data)
-                self.pages.map(indexes[order], blocks[order])
+                for index in set(indexes.tolist()) & data.keys() if data else ():
+                    self.device.journal.add_data(self._pending[index], data[index])
+                self.pages.map(indexes, blocks)
         except BaseException:
             self.device.blocks.hold(blocks)
             raise
-        self._pending.clear()
-        self._pending_data.clear()
-        self._pending_tables.clear()
+        for index in indexes.tolist():
+            del self._pending[index]
+            data.pop(index, None)
 
     def discard(self, offset: int, length: int, *, dry_run: bool = False) -> Change:
         """Make a byte range read as zeros and free its whole blocks; durable on return. See `nvmtool.region.sweep.discard`."""

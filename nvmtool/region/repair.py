@@ -26,6 +26,7 @@ def apply_fixes(device: Device, walk: Walk) -> None:
                 journal.commit()
         for group, _, used in device.blocks.iter_wrong_groups():
             device.blocks.store_group(group, used)
+    device.slots.pairing.begin()
     if device.mass is not None:
         for slots in walk.free_slots_with_data:
             device.mass.punch(slots)

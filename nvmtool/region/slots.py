@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import DamagedError, NoSpaceError
 from ..media import word
 from . import layout as lay
+from .pairing import Pairing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,24 +24,27 @@ if TYPE_CHECKING:
     from ..media.word import Words
     from .blocks import Blocks
     from .mass import MassStore, SlotNumbers
+    from .root import Root
 
 _ROOT_WORD = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + lay.field_index(lay.ROOT, "slot_table")
-_USED_WORD = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + lay.field_index(lay.ROOT, "used_slots")
 _ROOT_PLACE = word.place(lay.ROOT_PLACE, 0, lay.field_index(lay.ROOT, "slot_table"))
-_USED_PLACE = word.place(lay.ROOT_PLACE, 0, lay.field_index(lay.ROOT, "used_slots"))
 
 
 class Slots:
     """The slots of the mass store. Slot numbers are int64 arrays."""
 
-    def __init__(self, journal: Journal, blocks: Blocks, mass: MassStore | None) -> None:
-        """Stand on the slot table of an open journal; without a mass store nothing is given back to a file system."""
+    def __init__(self, journal: Journal, blocks: Blocks, root: Root) -> None:
+        """Stand on the slot table of an open journal; until its mass store is attached, nothing is given back to a file system."""
         self._journal = journal
         self._blocks = blocks
-        self.mass = mass
+        self._root = root
+        self.mass: MassStore | None = None
+        self.pairing = Pairing(journal, root)
         self._dropped: list[SlotNumbers] = []
         self._dropped_before_commit: list[SlotNumbers] = []
         self._next_leaf = 0
+        # Which slots the log of an earlier process frees is not known: until a checkpoint all below this leaf are left alone.
+        self._first_leaf = (self.end() >> lay.TABLE_BITS) + 1 if journal.sequence else 0
         journal.on_commit.append(self._after_commit)
         journal.on_rollback.append(self._dropped_before_commit.clear)
         journal.on_checkpoint.append(self._after_checkpoint)
@@ -48,8 +52,11 @@ class Slots:
     @property
     def used(self) -> int:
         """Number of slots in use."""
-        stored = self._journal.words[_USED_WORD]
-        return word.unseal(stored, _USED_PLACE, "root word used_slots", _USED_WORD * 8)
+        return self._root.get("used_slots")
+
+    def attach(self, mass: MassStore | None) -> None:
+        """Take over an open mass store, or let go of it."""
+        self.mass = self.pairing.mass = mass
 
     def take(self, count: int) -> SlotNumbers:
         """Choose free slots in ascending order, contiguous as far as they are; they count as used only by `name`.
@@ -59,7 +66,7 @@ class Slots:
         parts: list[SlotNumbers] = []
         missing = count
         unusable = np.concatenate([*self._dropped, *self._dropped_before_commit, np.zeros(1, np.int64)])
-        for leaf in self._iter_leaves_with_room(self._next_leaf):
+        for leaf in self._iter_leaves_with_room(max(self._next_leaf, self._first_leaf)):
             self._next_leaf = leaf
             free = self._free_in_leaf(leaf)
             free = free[~np.isin(free, unusable)][:missing]
@@ -107,6 +114,7 @@ class Slots:
             self._journal.set_words(indexes[~kept], np.zeros(len(freed), np.uint64))
             self._add_used(freed, -1)
             self._dropped_before_commit.append(freed)
+            self.pairing.announce()
             self._next_leaf = min(self._next_leaf, int(freed[0]) >> lay.TABLE_BITS)
         return freed
 
@@ -130,6 +138,19 @@ class Slots:
         """Return the number behind the last slot that may be in use, for checking the mass store's size (0: none)."""
         top = self._child(_ROOT_WORD, _ROOT_PLACE)
         return self._end_below(3, 0, top[0]) if top is not None else 0
+
+    def free_in(self, first: int, end: int) -> SlotNumbers:
+        """Return the free slots from `first` on before `end`; raises DamagedError."""
+        leaves = range(first >> lay.TABLE_BITS, (end - 1 >> lay.TABLE_BITS) + 1)
+        free = np.concatenate([self._free_in_leaf(leaf) for leaf in leaves])
+        return free[(free >= first) & (free < end)]
+
+    def give_back_free(self) -> None:
+        """Give free slots that occupy storage back to the file system; no reader may know an older state."""
+        assert self.mass is not None
+        self.pairing.begin()
+        for first, nslots in self.mass.iter_data():
+            self.mass.punch(self.free_in(first, first + nslots))
 
     def _end_below(self, level: int, first: int, block: int) -> int:
         base = block * lay.WORDS_PER_BLOCK
@@ -262,14 +283,16 @@ class Slots:
             else:
                 self._journal.set_word(found[0], 0)
                 self._blocks.free(np.array([child[0]]))
-        self._journal.set_word(_USED_WORD, word.seal(self.used + sign * len(slots), _USED_PLACE))
+        self._root.put("used_slots", self.used + sign * len(slots))
 
     def _after_commit(self) -> None:
         self._dropped += self._dropped_before_commit
         self._dropped_before_commit.clear()
 
     def _after_checkpoint(self) -> None:
+        self._first_leaf = 0
         dropped, self._dropped = self._dropped, []
-        for slots in dropped:
-            if self.mass is not None:
+        if self.mass is not None and dropped:
+            self.pairing.begin()
+            for slots in dropped:
                 self.mass.punch(slots)

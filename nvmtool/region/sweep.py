@@ -223,6 +223,7 @@ def _sweep_region(region: Region, progress: Progress = None) -> int:
         tables = [block for _, block in region.snapshots.iter_leaves()] + [region.snapshots.top_block()]
         device.blocks.free(np.array([block for block in tables if block], np.int64))
         region.record.clear()
+        device.root.put("nregions", device.root.get("nregions") - 1)
     device.forget_region(region.record.number)
     return pointers
 
