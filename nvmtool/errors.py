@@ -38,6 +38,10 @@ class NoSpaceError(NvmtoolError):
     meaning = "no space"
 
 
+class MassFullError(NoSpaceError):
+    """The mass store's file system is full: fewer blocks may still fit."""
+
+
 class BusyError(NvmtoolError):
     """Another process holds what this one needs; names the process where it can be known."""
 

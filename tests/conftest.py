@@ -1,9 +1,11 @@
-"""Make a skipped test a failed one where NVMTOOL_NO_SKIP says that everything a test needs must be there."""
+"""File systems for tests; and a skipped test is a failed one where NVMTOOL_NO_SKIP says that everything a test needs must be there."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +31,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report: Any = yield
     _refuse_skip(report)
     return report
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Generator[Path, None, None]:
+    """A file system of 8 MiB, mounted for the test."""
+    folder = tmp_path / "tmpfs"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -55,14 +55,26 @@ def help_text() -> str:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of its outcome (nvmtool.errors)."""
     args = sys.argv[1:] if args is None else args
-    if args in (["-h"], ["--help"]):
-        sys.stdout.write(help_text())
-        sys.exit(0)
-    if args == ["--version"]:
-        sys.stdout.write(f"nvmtool {__version__}\n")
-        sys.exit(0)
-    # numpy's start would make a pool of threads for linear algebra, which nothing here does.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from .group import group
+    _fill_closed_streams()
+    try:
+        if args in (["-h"], ["--help"], ["--version"]):
+            sys.stdout.write(f"nvmtool {__version__}\n" if args == ["--version"] else help_text())
+            sys.stdout.flush()
+            sys.exit(0)
+        # numpy's start would make a pool of threads for linear algebra, which nothing here does.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        from .group import group
+    except (OSError, KeyboardInterrupt) as error:
+        from .group import fail
 
+        sys.exit(fail(error))
     group.main(args, prog_name="nvmtool")
+
+
+def _fill_closed_streams() -> None:
+    """Put something that fails in the place of closed standard streams: else the image would be opened as one of them."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # Opened the wrong way round, so that reading closed input and writing closed output are errors; stderr may swallow.
+            os.dup2(os.open(os.devnull, os.O_RDONLY if fd == 1 else os.O_WRONLY), fd)
+            setattr(sys, name, os.fdopen(fd, mode, closefd=False))

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from ..errors import UsageError
 from ..region.device import Device
 from ..region.transfer import export_file, import_file
 from ..text import human
@@ -114,7 +115,11 @@ def write_command(image: str, offset: int, length: int | None, region: str | Non
     written = 0
     with Device.open(image, writable=True, mass=mass) as device:
         target = device.region(region)
+        target.check_range(offset, 0)
         while data := sys.stdin.buffer.read(_CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length - written)):
+            if offset + written + len(data) > target.size_bytes:
+                target.flush()
+                raise UsageError(f"stdin goes past the end of region {target.name!r}; its first {written} bytes are written")
             target.write(offset + written, data)
             written += len(data)
         target.flush()

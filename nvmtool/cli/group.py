@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -45,6 +46,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run the command and exit; the one place where errors become a line and a code."""
         args = sys.argv[1:] if args is None else list(args)
+        debug = "--debug" in args
         # A name that the terminal cannot show must not become an error of its own.
         _escape_unencodable(sys.stdout, sys.stderr)
         try:
@@ -53,8 +55,7 @@ class LazyGroup(click.Group):
         # Every error ends here: Python itself would exit with 1 after one that nobody expected, and that code means
         # that a check found problems.
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-            code = _report(error, debug="--debug" in args)
-            _drop_unwritten_stdout()
+            code = fail(error, debug=debug)
         sys.exit(code)
 
     def _run(self, args: list[str], prog_name: str, **extra: Any) -> int:
@@ -91,14 +92,17 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {error}", INTERNAL_ERROR
 
 
-def _report(error: BaseException, *, debug: bool) -> int:
+def fail(error: BaseException, *, debug: bool = False) -> int:
+    """Say what went wrong in one line on stderr and return the exit code."""
     line, code = explain(error)
     if debug or code == INTERNAL_ERROR:
         import traceback
 
         traceback.print_exception(error)
     if line:
-        click.echo("nvmtool: " + printable(" ".join(line.split())), err=True)
+        with suppress(OSError):  # nobody to tell
+            click.echo("nvmtool: " + printable(" ".join(line.split())), err=True)
+    _drop_unwritten_stdout()
     return code
 
 

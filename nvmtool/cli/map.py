@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import UsageError
 from ..region.device import Device
 from ..region.extents import KINDS, map_arrays
 from ..region.picture import Band, band_totals, svg_picture, terminal_picture
 from ..region.snapshots import require_snapshots
 from ..text import human
 from .options import CURRENT, example, image_argument, mass_option, output_options, region_option, state_name
-from .output import Output, print_json_rows
+from .output import Output, make_console, print_json_rows
 
 if TYPE_CHECKING:
     from ..region.region import Region
@@ -46,7 +47,11 @@ def map_command(
 
     The running point comes first, then the snapshots, newest first. --json lists the extents of the first.
     """
+    if svg == STREAM and out.as_json:
+        raise UsageError("--svg - and --json both want stdout")
     with Device.open(image, mass=mass) as device:
+        if svg is not None:
+            device.require_other_file(svg)
         source = device.region(region)
         names = [snapshot] if snapshot is not None else _state_names(source)
         shown = names if all_states else names[: _states_that_fit(out, svg)]
@@ -97,8 +102,6 @@ def _print_extents(facts: dict[str, object], bands: list[Band]) -> None:
 
 
 def _print_picture(bands: list[Band], title: str, *, left_out: int) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, emoji=False)
+    console = make_console()
     utf8 = console.encoding.startswith("utf")
     console.print(terminal_picture(bands, title, width=console.width, utf8=utf8, left_out=left_out))

@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text import count_of, printable
 from .progress import Progress, make_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _BATCH = 65536
 _WIDE = 100_000
@@ -89,15 +92,25 @@ def _print_line(line: str) -> None:
     sys.stdout.write(printable(line) + "\n")
 
 
-def _print_grid(grid: Grid) -> None:
+def make_console(width: int | None = None) -> Console:
+    """Return rich's console on stdout; a closed pipe is an error like any other there, not an exit with 1."""
     from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return PipeConsole(highlight=False, emoji=False, width=width)
+
+
+def _print_grid(grid: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, emoji=False)
+    console = make_console()
     if not console.is_terminal:
         # Whoever reads a pipe wants whole names and one line a row.
-        console = Console(highlight=False, emoji=False, width=_WIDE)
+        console = make_console(_WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, header in enumerate(grid.headers):
         table.add_column(header, justify="left" if index < grid.nleft else "right", overflow="fold")

@@ -10,7 +10,7 @@ from ..region.device import Device
 from ..region.purge import purge
 from ..region.recall import recall
 from ..text import count_of, human
-from .options import dry_run_option, example, image_argument, mass_option, output_options
+from .options import dry_run_option, example, image_argument, mass_option, output_options, state_name
 from .output import Output
 from .params import PERCENT, SECONDS, SIZE
 
@@ -95,7 +95,7 @@ def recall_command(
 ) -> None:
     """Bring purged blocks back to NVM."""
     with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        result = recall(device, region=region, snapshot=snapshot, max_bytes=max_bytes, dry_run=dry_run, progress=progress)
+        result = recall(device, region=region, snapshot=state_name(snapshot), max_bytes=max_bytes, dry_run=dry_run, progress=progress)
     out.done(
         {"image": image, "dry_run": dry_run, **dataclasses.asdict(result)},
         f"{image}: {'would recall' if dry_run else 'recalled'} {count_of(result.blocks_recalled, 'block')} "

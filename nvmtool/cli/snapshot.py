@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import ExistsError
+from ..errors import ExistsError, UsageError
 from ..region.device import Device
 from ..region.records import check_name
 from ..region.snapshots import create_snapshot, delete_snapshot, diff_states, list_snapshots, revert_region
@@ -56,7 +56,9 @@ def _require_free(region: Region, names: tuple[str, ...]) -> None:
     """Refuse a name that cannot be, or is taken, before the first snapshot is made."""
     for position, name in enumerate(names):
         check_name(name)
-        if name in names[:position] or region.snapshots.find(name) is not None:
+        if name in names[:position]:
+            raise UsageError(f"{name!r} is named twice")
+        if region.snapshots.find(name) is not None:
             raise ExistsError(f"{region.device.path}: region {region.name!r} has a snapshot {name!r} already")
 
 

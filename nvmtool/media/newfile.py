@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ..errors import NoSpaceError
+from . import sysio
 from .store import translated
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class NewFile:
@@ -23,13 +21,37 @@ class NewFile:
     def __init__(self, path: Path) -> None:
         """Open the file for writing; raises StorageError or NoSpaceError."""
         self.path = path
+        # A link stays what it is: what it points to is replaced.
+        self._target = Path(os.path.realpath(path))
         self.in_place = path.exists() and not stat.S_ISREG(path.stat().st_mode)
         self._temporary: Path | None = None
         with translated(path):
             if self.in_place:
-                self.fd = os.open(path, os.O_RDWR if stat.S_ISBLK(path.stat().st_mode) else os.O_WRONLY)
+                self.fd = os.open(path, os.O_RDWR if self.is_block_device else os.O_WRONLY)
             else:
                 self.fd = self._open_nameless()
+                if path.exists():
+                    os.fchmod(self.fd, stat.S_IMODE(path.stat().st_mode))
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether this is a pipe or a character device, written from front to back."""
+        return self.in_place and not self.is_block_device
+
+    @property
+    def is_block_device(self) -> bool:
+        """Whether this is a block device."""
+        return self.in_place and stat.S_ISBLK(self.path.stat().st_mode)
+
+    def clear(self, size: int) -> None:
+        """Let the first bytes of a block device read as zeros, as a new file's do; raises StorageError."""
+        if not self.is_block_device:
+            return
+        with translated(self.path):
+            if not sysio.punch_hole(self.fd, 0, size):
+                zeros = bytes(1 << 20)
+                for start in range(0, size, len(zeros)):
+                    os.pwrite(self.fd, zeros[: size - start], start)
 
     def allocate(self, size: int, *, sparse: bool) -> None:
         """Set the size, with all storage allocated unless sparse; raises NoSpaceError."""
@@ -52,13 +74,13 @@ class NewFile:
                 os.fsync(self.fd)
             if self.in_place:
                 return
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if self._temporary is None:
                     self._temporary = self._hidden_name()
                     # A folder descriptor makes Python call linkat, which alone follows the link in /proc.
                     os.link(f"/proc/self/fd/{self.fd}", self._temporary, src_dir_fd=folder, follow_symlinks=True)
-                os.rename(self._temporary, self.path)
+                os.rename(self._temporary, self._target)
                 self._temporary = None
                 if durable:
                     os.fsync(folder)
@@ -73,7 +95,7 @@ class NewFile:
 
     def _open_nameless(self) -> int:
         try:
-            return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+            return os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                 raise
@@ -81,4 +103,4 @@ class NewFile:
             return os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def _hidden_name(self) -> Path:
-        return self.path.parent / f".{self.path.name}.{os.getpid()}"
+        return self._target.parent / f".{self._target.name}.{os.getpid()}"

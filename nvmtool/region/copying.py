@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import MassFullError, NoSpaceError
 from ..media.checksum import block_crc32c
 from ..media.journal import run_arrays
 from . import layout as lay
@@ -28,7 +29,7 @@ _SPARSEST = 4
 def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> NDArray[np.uint32]:
     """Copy NVM blocks to mass slots and return the CRC-32C of each; durable on return, so that words may name them.
 
-    In a rehearsal nothing is read or written and the checksums are 0. Raises NoSpaceError or StorageError; the slots, which
+    In a rehearsal nothing is read or written and the checksums are 0. Raises MassFullError or StorageError; the slots, which
     nothing names, are then given back, as they are when Ctrl-C comes while they are written.
     """
     if not device.writable:
@@ -38,8 +39,10 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
         crcs = _copy(device, device.mass, blocks, slots)
         # The copies must be durable before any word names them.
         device.mass.fence()
-    except BaseException:
+    except BaseException as error:
         device.mass.punch(slots)
+        if isinstance(error, NoSpaceError):
+            raise MassFullError(str(error)) from error
         raise
     return crcs
 

@@ -207,6 +207,12 @@ class Device:
         if self.writable == dry_run:
             raise RefusedError(f"{self.path}: opened for {'writing, a dry run needs reading' if dry_run else 'reading'}")
 
+    def require_other_file(self, path: str | Path) -> None:
+        """Raise RefusedError when a path is the image itself or its mass store."""
+        for own in (self.path, self.mass.path if self.mass is not None else self.path):
+            if _is_same_file(own, Path(path)):
+                raise RefusedError(f"{path}: is {'the image itself' if own == self.path else 'the mass store of the image'}")
+
     def flush(self) -> None:
         """Make all writes to all regions durable."""
         for region in self._regions.values():
@@ -280,6 +286,15 @@ def read_header(path: Path, fd: int) -> Header:
 def mass_location(path: Path, header: Header) -> Path:
     """Return where the header says that the mass store is."""
     return path.resolve().parent / header.mass_path
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        one, other = first.stat(), second.stat()
+    except OSError:
+        return False
+    both_devices = stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode)
+    return os.path.samestat(one, other) or (both_devices and one.st_rdev == other.st_rdev)
 
 
 def _open_image(path: Path, *, writable: bool) -> int:

@@ -6,15 +6,17 @@ import mmap
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BusyError, ExistsError, UsageError
+from ..errors import BusyError, DamagedError, ExistsError, FormatError, UsageError
 from ..media import lock, sysio
 from ..media.journal import Journal
 from ..media.newfile import NewFile
 from ..media.store import open_store, translated
 from . import layout as lay
+from .device import read_header
 from .header import Header, encode_header, plan_areas
 from .mass import MassStore, check_new_mass
 from .pairing import new_tag
@@ -39,7 +41,7 @@ def format_device(
     """Create an empty device image and its mass store; both appear whole or not at all.
 
     A block device is written in place (its size must be at least `size_bytes`). Raises UsageError, ExistsError, BusyError or
-    NoSpaceError; killed in between, at most a mass store without an image is left, which `force` overwrites.
+    NoSpaceError, or RefusedError for a mass store of another image; killed in between, at most a mass store without an image is left.
     """
     path, mass = Path(path), Path(mass)
     size_blocks = _check_sizes(path, size_bytes, block_size)
@@ -111,8 +113,12 @@ def _check_targets(path: Path, mass: Path, *, force: bool) -> None:
         raise UsageError(f"{mass}: the image and its mass store must be two files")
     if path.is_dir() or mass.is_dir():
         raise UsageError(f"{path if path.is_dir() else mass}: is a folder")
-    if len(_stored_mass_path(path, mass).encode()) > lay.HEADER["mass_path"].itemsize:
-        raise UsageError(f"{mass}: path is too long for the header")
+    try:
+        if len(_stored_mass_path(path, mass).encode()) > lay.HEADER["mass_path"].itemsize:
+            raise UsageError(f"{mass}: path is too long for the header")
+    except UnicodeEncodeError:
+        raise UsageError(f"{mass}: path is not UTF-8") from None
+    replaced = None
     if path.exists():
         if not force:
             raise ExistsError(f"{path}: exists already; --force overwrites it")
@@ -121,9 +127,11 @@ def _check_targets(path: Path, mass: Path, *, force: bool) -> None:
         try:
             if not lock.try_lock(fd, lock.WRITER, exclusive=True):
                 raise BusyError(f"{path}: in use by {lock.holder(path)}")
+            with suppress(FormatError, DamagedError):
+                replaced = read_header(path, fd).uuid
         finally:
             os.close(fd)
-    check_new_mass(mass, force=force)
+    check_new_mass(mass, replaced=replaced, force=force)
 
 
 def _stored_mass_path(path: Path, mass: Path) -> str:

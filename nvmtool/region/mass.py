@@ -7,13 +7,14 @@ transaction that names them commits, and given back to the file system after no 
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, ExistsError, FormatError, StorageError
+from ..errors import DamagedError, ExistsError, FormatError, RefusedError, StorageError
 from ..media import lock, sysio, word
 from ..media.checksum import crc32c
 from ..media.journal import run_arrays, runs
@@ -207,10 +208,25 @@ def _blocks_of(chunk: Chunk) -> list[Chunk]:
     return [view[start : start + lay.BLOCK_SIZE] for start in range(0, len(view), lay.BLOCK_SIZE)]
 
 
-def check_new_mass(path: Path, *, force: bool) -> None:
-    """Raise ExistsError when a file that must not be overwritten is in the new mass store's place."""
-    if path.exists() and path.stat().st_size and not force:
+def check_new_mass(path: Path, *, replaced: bytes | None, force: bool) -> None:
+    """Raise when a file that must not be overwritten is in the new mass store's place.
+
+    `replaced` is the UUID of the image that the new one replaces. Raises ExistsError, or with force RefusedError for another image's store.
+    """
+    if not path.exists() or not (path.stat().st_size or stat.S_ISBLK(path.stat().st_mode)):
+        return
+    if not force:
         raise ExistsError(f"{path}: exists already; --force overwrites it")
+    with translated(path):
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        _, owner, _ = _read_header(path, fd)
+    except (FormatError, DamagedError):
+        return
+    finally:
+        os.close(fd)
+    if owner != replaced:
+        raise RefusedError(f"{path}: is the mass store of device {uuid.UUID(bytes=owner)}; delete it first if that image is gone")
 
 
 def _sealed_tag(tag: int) -> bytes:
@@ -218,7 +234,8 @@ def _sealed_tag(tag: int) -> bytes:
 
 
 def _read_header(path: Path, fd: int) -> tuple[bytes, bytes, int]:
-    block = os.pread(fd, lay.BLOCK_SIZE, 0)
+    with translated(path):
+        block = os.pread(fd, lay.BLOCK_SIZE, 0)
     if len(block) < lay.BLOCK_SIZE:
         raise DamagedError(f"{path}: mass store is cut off inside its header ({len(block)} bytes)")
     record = np.frombuffer(block, lay.MASS_HEADER, 1)[0]

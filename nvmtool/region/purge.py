@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import MassFullError, NoSpaceError, UsageError
 from . import layout as lay
 from .snapshots import require_snapshots
 
@@ -64,6 +64,11 @@ class Job:
             room = min(room, self.free_blocks_wanted - device.blocks.free_blocks)
         return max(room, 0)
 
+    def shrink(self, blocks: int) -> bool:
+        """Try half as many blocks as did not fit the mass store's file system; False when it was one already."""
+        self.batch_blocks = blocks // 2
+        return self.batch_blocks > 0
+
     def add(self, blocks: int, pointers: int) -> None:
         """Count a committed batch."""
         self.blocks += blocks
@@ -108,15 +113,18 @@ def purge(
         records = require_snapshots(each, tuple(snapshots))
         if job.total:
             device.slots.pairing.begin()
-        with device.transaction():
-            if mode == "virtblock":
-                from .purge_virtblock import purge_virtblock
+        try:
+            with device.transaction():
+                if mode == "virtblock":
+                    from .purge_virtblock import purge_virtblock
 
-                purge_virtblock(each, records, job)
-            else:
-                from .purge_pointers import purge_pointers
+                    purge_virtblock(each, records, job)
+                else:
+                    from .purge_pointers import purge_pointers
 
-                purge_pointers(each, records, job)
+                    purge_pointers(each, records, job)
+        except MassFullError as error:
+            raise NoSpaceError(f"{error}; {job.blocks} blocks were purged before that") from error
     return PurgeResult(
         mode=mode,
         blocks_purged=job.blocks,

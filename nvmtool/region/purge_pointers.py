@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import MassFullError
 from ..media import word
 from . import layout as lay
 from .copying import block_crcs, copy_to_mass
@@ -65,7 +66,12 @@ def _purge_batch(region: Region, words: LeafWords, slots: LeafWords, job: Job, m
             stop = min(end, start + int(np.searchsorted(np.cumsum(leaving[start:end]), room, side="right")))
             stop = max(stop, start + 1)
             part = words.select(order[bounds[start] : bounds[stop]])
-            _apply(region, part, slots, job)
+            try:
+                _apply(region, part, slots, job)
+            except MassFullError:
+                if job.shrink(min(room, stop - start)):
+                    continue
+                raise
             start = stop
     return True
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import MassFullError
 from ..media import word
 from .copying import copy_to_mass
 
@@ -33,7 +34,12 @@ def purge_virtblock(region: Region, snapshots: list[Record], job: Job) -> None:
                 room = job.room(region.device)
                 if room == 0:
                     return
-                _apply(region, addresses[:room], indexes[:room], blocks[:room])
+                try:
+                    _apply(region, addresses[:room], indexes[:room], blocks[:room])
+                except MassFullError:
+                    if job.shrink(len(addresses[:room])):
+                        continue
+                    raise
                 job.add(len(addresses[:room]), len(addresses[:room]))
                 addresses, indexes, blocks = addresses[room:], indexes[room:], blocks[room:]
 

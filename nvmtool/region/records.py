@@ -245,12 +245,12 @@ class RecordTable:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that no region or snapshot may have."""
-    nbytes = len(name.encode())
-    if not 0 < nbytes <= lay.NAME_BYTES or any(c in name for c in "/@\0\n") or name in (".", ".."):
-        raise UsageError(f"name {name!r}: 1 to {lay.NAME_BYTES} bytes, without '/', '@', newline or NUL, and not '.' or '..'")
+    nbytes = len(name.encode(errors="surrogatepass"))
+    if not 0 < nbytes <= lay.NAME_BYTES or any(c in "/@\0\n" or "\ud800" <= c <= "\udfff" for c in name) or name in (".", ".."):
+        raise UsageError(f"name {name!r}: 1 to {lay.NAME_BYTES} bytes of UTF-8, without '/', '@', newline or NUL, and not '.' or '..'")
 
 
 def encode_name(name: str) -> list[int]:
     """Return a name as payloads of 7 bytes."""
-    padded = name.encode()[: lay.NAME_BYTES].ljust(lay.NAME_BYTES, b"\0")
+    padded = name.encode(errors="surrogatepass")[: lay.NAME_BYTES].ljust(lay.NAME_BYTES, b"\0")
     return [int.from_bytes(padded[start : start + _NAME_PAYLOAD], "little") for start in range(0, lay.NAME_BYTES, _NAME_PAYLOAD)]

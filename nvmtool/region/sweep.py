@@ -255,8 +255,7 @@ def discard(region: Region, offset: int, length: int, *, dry_run: bool = False, 
     region.flush()
     before = device.blocks.free_blocks, device.slots.used, region.record.get("mapped")
     first, end = -(-offset // lay.BLOCK_SIZE), (offset + length) // lay.BLOCK_SIZE
-    if not dry_run:
-        _zero_edges(region, offset, length)
+    _zero_edges(region, offset, length, dry_run=dry_run)
     with device.transaction():
         root = region.root_of(None)
         groups = region.pages.tables.iter_leaf_groups([root], first >> lay.TABLE_BITS)
@@ -282,7 +281,7 @@ def _discard_leaf(region: Region, table_index: int, first: int, end: int) -> Non
         region.pages.unmap(indexes)
 
 
-def _zero_edges(region: Region, offset: int, length: int) -> None:
+def _zero_edges(region: Region, offset: int, length: int, *, dry_run: bool) -> None:
     end = offset + length
     inner_start, inner_end = -(-offset // lay.BLOCK_SIZE) * lay.BLOCK_SIZE, end // lay.BLOCK_SIZE * lay.BLOCK_SIZE
     edges = [(offset, min(inner_start, end))] if inner_start > offset else []
@@ -291,8 +290,12 @@ def _zero_edges(region: Region, offset: int, length: int) -> None:
     for start, stop in edges:
         index = np.array([start // lay.BLOCK_SIZE], np.int64)
         if region.pages.tables.lookup(region.root_of(None), index)[0]:
-            region.write(start, bytes(stop - start))
-            region.flush()
+            if dry_run:
+                with region.device.transaction():
+                    region.pages.map(index, np.array([region.device.blocks.take_one()], np.int64))
+            else:
+                region.write(start, bytes(stop - start))
+                region.flush()
 
 
 def find_deleted(region: Region, name: str) -> Record | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import FormatError, NotFoundError, RefusedError, UsageError
+from ..errors import DamagedError, FormatError, NotFoundError, RefusedError, UsageError
 from ..media import sysio, word
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int, str], None] | None
 
+STREAM = "-"
 _CHUNK = 16 << 20
 _READ_BLOCKS = 4096
 _EXPORT_LEAVES = 8
@@ -62,19 +63,24 @@ def import_file(region: Region, src: str, offset: int = 0, progress: Progress = 
     part is there. Raises NotFoundError, UsageError when the source is larger than the region, or NoSpaceError.
     """
     region.device.require(dry_run=False)
+    if src != STREAM:
+        region.device.require_other_file(src)
     if offset % lay.BLOCK_SIZE:
         raise UsageError(f"offset {offset}: must be a multiple of {lay.BLOCK_SIZE}")
     region.flush()
     started = time.monotonic()
     written = 0
-    with _open_source(src) as fd:
-        size = 0 if src == "-" else sysio.file_size(fd)
+    with _open_source(src) as (fd, piped):
+        size = 0 if piped else sysio.file_size(fd)
         region.check_range(offset, size)
         position = 0
         buffer = mmap.mmap(-1, _CHUNK)
-        for start, length in _iter_chunks(fd, size, buffer, piped=src == "-"):
+        for start, length in _iter_chunks(fd, size, buffer, piped=piped):
             _discard(region, offset + position, start - position)
-            region.check_range(offset + start, length)
+            if offset + start + length > region.size_bytes:
+                raise UsageError(f"{src}: is longer than region {region.name!r}, which holds its first {start} bytes now")
+            if piped and start == 0 and buffer[:4] == _QCOW2_MAGIC:
+                raise FormatError(f"{src}: a qcow2 image cannot be read from a pipe; save it in a file")
             written += _store_chunk(region, offset + start, memoryview(buffer)[:length])
             position = start + length
             if progress is not None:
@@ -91,23 +97,29 @@ def export_file(region: Region, dst: str, snapshot: str | None = None, progress:
     """
     region.flush()
     started = time.monotonic()
-    if dst == "-":
-        data = _export_pipe(region, snapshot, progress)
+    if dst == STREAM:
+        data = _export_stream(region, snapshot, 1, progress)
     else:
+        region.device.require_other_file(dst)
         new = NewFile(Path(dst))
         try:
-            new.allocate(region.size_bytes, sparse=True)
-            data = _export_sparse(region, snapshot, new, progress)
-            new.publish(durable=False)
+            if new.is_stream:
+                data = _export_stream(region, snapshot, new.fd, progress)
+            else:
+                new.allocate(region.size_bytes, sparse=True)
+                new.clear(region.size_bytes)
+                data = _export_sparse(region, snapshot, new, progress)
+                new.publish(durable=False)
         finally:
             new.close()
     return ExportResult(region.size_bytes, data, round(time.monotonic() - started, 6))
 
 
 @contextmanager
-def _open_source(src: str) -> Iterator[int]:
-    if src == "-":
-        yield 0
+def _open_source(src: str) -> Iterator[tuple[int, bool]]:
+    """Open a source; give its descriptor, and whether it can only be read from front to back."""
+    if src == STREAM:
+        yield 0, True
         return
     path = Path(src)
     with translated(path):
@@ -115,11 +127,13 @@ def _open_source(src: str) -> Iterator[int]:
     try:
         if os.path.isdir(path):
             raise UsageError(f"{path}: is a folder")
-        if os.pread(fd, 4, 0) == _QCOW2_MAGIC:
+        if not (path.is_file() or path.is_block_device()):
+            yield fd, True
+        elif os.pread(fd, 4, 0) == _QCOW2_MAGIC:
             with _raw_of_qcow2(path) as raw:
-                yield raw
+                yield raw, False
         else:
-            yield fd
+            yield fd, False
     finally:
         os.close(fd)
 
@@ -128,8 +142,9 @@ def _open_source(src: str) -> Iterator[int]:
 def _raw_of_qcow2(path: Path) -> Iterator[int]:
     if shutil.which("qemu-img") is None:
         raise NotFoundError(f"{path}: is a qcow2 image; install qemu-img (Debian: qemu-utils) to import it")
-    # Beside the source, where there is room for it, and gone when it is closed.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".nvmtool-import-") as raw:
+    # Beside the source, where there is room for it, if that may be; and gone when it is closed.
+    folder = path.parent if os.access(path.parent, os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".nvmtool-import-") as raw:
         command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), raw.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -235,7 +250,15 @@ def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress:
         nblocks += len(indexes)
         if progress is not None and len(indexes):
             progress(int(indexes[-1] + 1) * size, region.size_bytes, "bytes")
+    mapped = _mapped_blocks(region, snapshot)
+    if nblocks != mapped:
+        # A word that was lost whole looks like a hole; the count tells.
+        raise DamagedError(f"{region.device.path}: region {region.name!r} has {nblocks} mapped blocks, its record says {mapped}")
     return nblocks * size
+
+
+def _mapped_blocks(region: Region, snapshot: str | None) -> int:
+    return (region.record if snapshot is None else region.snapshot(snapshot)).get("mapped")
 
 
 def _joint_runs(indexes: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -247,15 +270,15 @@ def _joint_runs(indexes: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, 
         yield from zip(firsts.tolist(), lengths.tolist(), blocks.tolist(), strict=True)
 
 
-def _export_pipe(region: Region, snapshot: str | None, progress: Progress) -> int:
-    if os.isatty(1):
+def _export_stream(region: Region, snapshot: str | None, fd: int, progress: Progress) -> int:
+    if os.isatty(fd):
         raise RefusedError("standard output is a terminal; redirect it")
     chunk = _READ_BLOCKS * lay.BLOCK_SIZE
     for offset in range(0, region.size_bytes, chunk):
         length = min(chunk, region.size_bytes - offset)
         data = memoryview(region.read(offset, length, snapshot))
         while data:
-            data = data[os.write(1, data) :]
+            data = data[os.write(fd, data) :]
         if progress is not None:
             progress(offset + length, region.size_bytes, "bytes")
-    return region.size_bytes
+    return _mapped_blocks(region, snapshot) * lay.BLOCK_SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -269,3 +270,38 @@ def test_names_are_any_utf8(tool: Any) -> None:
     text = tool.run("snapshot", "list", "disk.nvm").stdout
     assert "größer 雪 [red]\\x1b[2J" in text
     assert "\x1b" not in tool.run("map", "disk.nvm").stdout
+
+
+def test_export_follows_links_and_keeps_the_mode_of_what_it_replaces(tool: Any) -> None:
+    Path("link").symlink_to("target")
+    tool.run("export", "disk.nvm", "link")
+    assert Path("link").is_symlink()
+    Path("target").chmod(0o600)
+    tool.run("export", "disk.nvm", "link")
+    assert Path("target").stat().st_mode & 0o777 == 0o600
+    assert Path("target").read_bytes() == Path("raw").read_bytes()
+
+
+def test_export_and_import_through_named_pipes(tool: Any) -> None:
+    os.mkfifo("pipe")
+    with subprocess.Popen(["sha256sum", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        tool.process("export", "disk.nvm", "pipe")
+        assert reader.stdout is not None
+        assert reader.stdout.read().split()[0] == hashlib.sha256(Path("raw").read_bytes()).hexdigest()
+    tool.run("region", "create", "disk.nvm", "copy", "--size", "8M")
+    with subprocess.Popen(["dd", "if=raw", "of=pipe", "bs=1M", "status=none"]):
+        tool.process("import", "disk.nvm", "pipe", "--region", "copy")
+    assert tool.bytes_of(region="copy") == Path("raw").read_bytes()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(1, 1), (100, 9000), (4096, 8192), (0, 1 << 20)])
+def test_discard_predicts_what_it_frees_where_snapshots_share(changed: Any, offset: int, length: int) -> None:
+    command = ("discard", "disk.nvm", "--offset", str(offset), "--length", str(length))
+    predicted = changed.json(*command, "--dry-run")
+    assert {**changed.json(*command), "dry_run": True} == predicted
+
+
+def test_an_image_reached_through_a_link_finds_its_mass_store(changed: Any) -> None:
+    Path("folder").mkdir()
+    Path("folder/link.nvm").symlink_to("../disk.nvm")
+    assert changed.json("check", "folder/link.nvm", "--scrub")["clean"]

@@ -244,3 +244,71 @@ def test_reading_commands_never_open_for_writing(changed: Any) -> None:
             changed.run(*command.split())
         assert opened == [], command
     assert fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export disk.nvm disk.nvm",
+        "export disk.nvm disk.mass --snapshot monday",
+        "export disk.nvm link",
+        "map disk.nvm --svg disk.mass",
+        "import disk.nvm disk.mass",
+        "format other.nvm --size 32M --mass disk.mass --force",
+    ],
+)
+def test_no_command_writes_over_the_image_or_its_mass_store(changed: Any, command: str) -> None:
+    Path("link").symlink_to("disk.nvm")
+    before = fingerprint()
+    changed.run(*command.split(), code=8)
+    assert fingerprint() == before
+
+
+def test_closed_standard_streams_are_errors_and_never_the_image(changed: Any) -> None:
+    before = fingerprint()
+    for command, code in (
+        ("import disk.nvm - <&-", 7),
+        ("write disk.nvm --offset 0 <&-", 7),
+        ("info disk.nvm >&-", 7),
+        ("info disk.nvm 2>&- >/dev/null", 0),
+        ("info never.nvm 2>&-", 9),
+        ("--help >/dev/full", 5),
+    ):
+        done = subprocess.run(["sh", "-c", f"{sys.executable} -m nvmtool {command}"], capture_output=True, text=True, check=False)
+        assert done.returncode == code, (command, done)
+        assert done.stderr.count("\n") == (code != 0 and "2>&-" not in command), done.stderr
+    assert {name: before[name] for name in ("disk.nvm", "raw")} == {name: fingerprint()[name] for name in ("disk.nvm", "raw")}
+
+
+@pytest.mark.parametrize("command", ["--help", "info disk.nvm", "map disk.nvm", "snapshot list disk.nvm"])
+def test_a_reader_that_goes_away_is_an_error_of_storage(changed: Any, command: str) -> None:
+    with subprocess.Popen([sys.executable, "-m", "nvmtool", *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 7
+
+
+def test_input_that_is_too_long_says_what_it_wrote(changed: Any) -> None:
+    for command in ("import disk.nvm -", "write disk.nvm --offset 0"):
+        assert "its first" in changed.process(*command.split(), input=bytes(9 * MIB), code=2).stderr.decode()
+    assert changed.json("check", "disk.nvm", "--scrub")["clean"]
+
+
+def test_a_qcow2_image_in_a_pipe_is_not_taken_for_raw_data(changed: Any) -> None:
+    assert "qcow2" in changed.process("import", "disk.nvm", "-", input=b"QFI\xfb" + bytes(8192), code=3).stderr.decode()
+
+
+def test_what_looks_like_a_hole_but_is_counted_as_mapped_is_damage(changed: Any) -> None:
+    from nvmtool.region.device import Device
+
+    with Device.open("disk.nvm") as device:
+        leaf = next(device.region().pages.tables.iter_leaf_groups([device.region().root_of("monday")]))[1][0]
+    with open("disk.nvm", "r+b") as image:
+        image.seek(int(leaf) * 4096)
+        image.write(bytes(4096))
+    changed.run("export", "disk.nvm", "out", "--snapshot", "monday", code=4)
+    before = fingerprint()
+    assert not changed.json("check", "disk.nvm", "--repair", code=1)["clean"]
+    assert fingerprint() == before, "nobody can prove what the table held"

@@ -16,7 +16,7 @@ from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
 from nvmtool.region.purge import purge
-from nvmtool.region.snapshots import create_snapshot, delete_snapshot
+from nvmtool.region.snapshots import create_snapshot, delete_snapshot, revert_region
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,3 +202,42 @@ def test_entry_counts_that_are_too_high_are_repaired(tmp_path: Path) -> None:
     assert check_device(path, repair=True).clean
     with Device.open(path) as device:
         assert device.region().read(0, 10 * BLOCK) == data
+
+
+@pytest.mark.parametrize("mapping", ["virtblock", "direct"])
+def test_a_flush_that_touches_many_shared_tables_fits_a_small_log(tmp_path: Path, mapping: str) -> None:
+    path, per_table, ntables = tmp_path / "disk.nvm", 512 * BLOCK, 60
+    format_device(path, size_bytes=32 << 20, mass=tmp_path / "disk.mass")
+    with Device.open(path, writable=True) as device:
+        region = device.create_region("r", 1 << 30, mapping)
+        for table in range(ntables):
+            region.write(table * per_table, bytes([table + 1]) * per_table)
+            if table % 8 == 7:
+                create_snapshot(region, f"s{table}")
+                region.discard(0, region.size_bytes)
+                purge(device, mode="virtblock" if mapping == "virtblock" else "pointer-elimination")
+                revert_region(region, f"s{table}")
+        create_snapshot(region, "all")
+        for table in range(ntables):
+            region.write(table * per_table, b"x" * BLOCK)
+        region.flush()
+        assert all(region.read(table * per_table, 2 * BLOCK) == b"x" * BLOCK + bytes([table + 1]) * BLOCK for table in range(ntables))
+    assert check_device(path).clean
+
+
+@pytest.mark.parametrize("mode", ["virtblock", "pointer-elimination"])
+def test_a_mass_file_system_that_is_nearly_full_takes_what_fits(tmp_path: Path, mode: str, small_tmpfs: Path) -> None:
+    path = tmp_path / "disk.nvm"
+    format_device(path, size_bytes=64 << 20, mass=small_tmpfs / "disk.mass")
+    with Device.open(path, writable=True) as device:
+        region = device.create_region("r", 32 << 20)
+        region.write(0, os.urandom(32 << 20))
+        content = region.read(0, 32 << 20)
+        create_snapshot(region, "s")
+        region.discard(0, 32 << 20)
+        with pytest.raises(NoSpaceError, match="were purged before"):
+            purge(device, mode=mode)
+        assert device.slots.used * BLOCK > (6 << 20)
+    assert check_device(path, scrub=True).clean
+    with Device.open(path) as device:
+        assert device.region().read(0, 32 << 20, "s") == content

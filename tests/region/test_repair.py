@@ -133,6 +133,7 @@ def test_an_unnamed_slot_behind_the_listed_ones_is_refused(tmp_path: Path) -> No
     image = Image(tmp_path, purged=True)
     with Device.open(image.path, writable=True) as device:
         _raise_slot_counts(device)
+        device.slots.pairing.begin()
         slot = device.slots.take(1)
         assert device.mass is not None
         device.mass.write(slot, [bytes(BLOCK)])
