@@ -18,7 +18,8 @@ from ..errors import DamagedError
 from ..media import word
 from ..media.journal import distinct
 from . import layout as lay
-from .check_counts import check_block_counts, check_entry_counts, check_slot_counts
+from .check_counts import check_block_counts, check_slot_counts
+from .check_entries import Entries, add_counts
 from .device import Device
 from .header import choose_header
 from .repair import apply_fixes
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _TABLES_AT_ONCE = 512
 _SLOTS_AT_ONCE = 4096
+_MOST_FINDINGS = 100
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,6 @@ class Walk:
         self.mapped = np.zeros(blocks.nblocks, np.int64)
         self.purged = np.zeros(blocks.nblocks, np.int64)
         self.slots = np.zeros(max(self.device.slots.end(), 1), np.int32)
-        self.entries: dict[int, NDArray[np.int32]] = {}
 
     def find(self, severity: str, structure: str, where: str, what: str, *, fixable: bool = False) -> None:
         """Note a broken rule."""
@@ -103,14 +104,25 @@ class Walk:
                 f"is named both as {word.KIND_NAMES[kind]} and as {word.KIND_NAMES[int(self.kinds[at[position]])]}",
             )
         self.kinds[at] = kind
-        np.add.at(self.references, at, 1)
+        add_counts(self.references, at)
 
     def expect_slots(self, slots: Ints, structure: str) -> None:
         """Count one more reference to each slot in the array (repeats count)."""
         past = slots >= len(self.slots)
         if past.any():
             self.find("error", structure, f"slot {int(slots[past][0])}", f"is named, but the slot table ends at {len(self.slots)}")
-        np.add.at(self.slots, slots[~past], 1)
+        add_counts(self.slots, slots[~past])
+
+    def compare(self, structure: str, where: Callable[[int], str], found: Ints, wanted: Ints) -> Ints:
+        """Note counts that differ from what is expected; return the positions whose counts can be lowered."""
+        for position in np.flatnonzero(found < wanted)[:_MOST_FINDINGS].tolist():
+            self.find("error", structure, where(position), f"count is {found[position]}, named {wanted[position]} times")
+        high = np.flatnonzero(found > wanted)
+        # What nothing names would have to leave its array or table: its data may be all that is left of something.
+        self.fixable &= not (wanted[high] == 0).any()
+        for position in high[:_MOST_FINDINGS].tolist():
+            self.find("leak", structure, where(position), f"count is {found[position]}, named {wanted[position]} times", fixable=True)
+        return high[wanted[high] > 0]
 
 
 def check_device(
@@ -231,15 +243,13 @@ def _expect_zeros(walk: Walk, structure: str, at: Ints, *, fixable: bool = True)
 def _check_region(walk: Walk, region: Region) -> None:
     states: list[Record] = [region.record, *region.snapshots]
     _check_records(walk, region)
-    nentries_of_state = _check_arrays(walk, region, states)
+    entries = Entries(walk, region, states)
     roots = np.array([state.get_pointer("root", word.TABLE) for state in states], np.int64)
     present = roots[roots != 0]
     walk.expect(present, word.TABLE, f"region {region.name!r} roots")
-    nvm, slots = _check_tables(walk, region, distinct(present))
-    check_entry_counts(walk, region)
-    nvm += nentries_of_state[0]
-    slots += nentries_of_state[1]
-    _check_counters(walk, region, states, roots, nvm, slots)
+    nvm, slots = _check_tables(walk, region, entries, distinct(present))
+    entries.compare()
+    _check_counters(walk, region, states, roots, nvm + entries.in_nvm, slots + entries.purged)
 
 
 def _check_records(walk: Walk, region: Region) -> None:
@@ -269,48 +279,7 @@ def _check_records(walk: Walk, region: Region) -> None:
         )
 
 
-def _check_arrays(walk: Walk, region: Region, states: list[Record]) -> tuple[int, int]:
-    """Walk all arrays; return how many entries name NVM blocks and how many name slots."""
-    virtblocks = region.pages.virtblocks
-    totals = [0, 0]
-    for state in states:
-        state_id = state.get("state") if state is region.record else state.id
-        try:
-            for blocks in virtblocks.iter_array(state.get_pointer("array", word.ARRAY), 256):
-                walk.expect(blocks, word.ARRAY, "virtblock array")
-                for block in blocks.tolist():
-                    if virtblocks.owner(block) != state_id:
-                        walk.find(
-                            "error",
-                            "virtblock array",
-                            f"block {block}",
-                            f"belongs to state {virtblocks.owner(block)}, is in the array of state {state_id}",
-                        )
-                    walk.entries[block] = np.zeros(lay.ENTRIES_PER_ARRAY_BLOCK, np.int32)
-                _check_entries(walk, region, blocks, totals)
-        except DamagedError as error:
-            walk.damaged("virtblock array", error)
-    return totals[0], totals[1]
-
-
-def _check_entries(walk: Walk, region: Region, blocks: Ints, totals: list[int]) -> None:
-    virtblocks = region.pages.virtblocks
-    table = walk.device.journal.array[blocks[:, None] * lay.WORDS_PER_BLOCK + np.arange(lay.WORDS_PER_BLOCK)]
-    entries = table[:, 2 * lay.FIRST_ENTRY :].reshape(len(blocks), -1, 2) != 0
-    for position in np.flatnonzero((entries[:, :, 0] != entries[:, :, 1]).any(axis=1)).tolist():
-        walk.find("error", "virtblock entry", f"array block {int(blocks[position])}", "has one of its two words only")
-    for block, live in zip(blocks.tolist(), entries[:, :, 1].sum(axis=1).tolist(), strict=True):
-        if virtblocks.live(block) != live:
-            walk.find("error", "virtblock array", f"block {block}", f"live is {virtblocks.live(block)}, {live} entries are present")
-    addresses, indexes = virtblocks.present_entries(blocks)
-    kinds, values = virtblocks.targets(addresses, indexes)
-    walk.expect(values[kinds == word.BLOCK], word.BLOCK, "virtblock entry")
-    walk.expect_slots(values[kinds == word.SLOT], "virtblock entry")
-    totals[0] += int((kinds == word.BLOCK).sum())
-    totals[1] += int((kinds == word.SLOT).sum())
-
-
-def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
+def _check_tables(walk: Walk, region: Region, entries: Entries, roots: Ints) -> tuple[int, int]:
     """Walk all distinct tables, level by level; return how many distinct blocks and slots level-1 entries name directly."""
     pages, array = region.pages, walk.device.journal.array
     positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
@@ -333,7 +302,7 @@ def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
     found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(tables), _TABLES_AT_ONCE):
         part, first = tables[start : start + _TABLES_AT_ONCE], prefixes[start : start + _TABLES_AT_ONCE]
-        blocks, slots = _check_leaves(walk, region, part, first)
+        blocks, slots = _check_leaves(walk, region, entries, part, first)
         found[0].append(blocks)
         found[1].append(slots)
     # From below: what a table maps is what its children map.
@@ -343,7 +312,7 @@ def _check_tables(walk: Walk, region: Region, roots: Ints) -> tuple[int, int]:
     return len(distinct(np.concatenate(found[0]))), len(distinct(np.concatenate(found[1])))
 
 
-def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> tuple[Ints, Ints]:
+def _check_leaves(walk: Walk, region: Region, entries: Entries, tables: Ints, prefixes: Ints) -> tuple[Ints, Ints]:
     positions = np.arange(lay.TABLE_ENTRIES, dtype=np.int64)
     at = tables[:, None] * lay.WORDS_PER_BLOCK + positions
     words = walk.device.journal.array[at]
@@ -355,40 +324,13 @@ def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> t
         walk.find("error", "level-1 table", f"logical block {int(indexes[past][0])}", f"is past the region's end ({region.nblocks})")
     is_entry = kinds == word.ENTRY
     purged = kinds == word.SLOT
-    purged[is_entry] = _check_named_entries(walk, region, values[is_entry], indexes[is_entry])
-    np.add.at(walk.mapped, tables[rows] - walk.start, 1)
-    np.add.at(walk.purged, tables[rows[purged]] - walk.start, 1)
+    purged[is_entry] = entries.name(values[is_entry], indexes[is_entry])
+    walk.mapped[tables - walk.start] += np.bincount(rows, minlength=len(tables))
+    walk.purged[tables - walk.start] += np.bincount(rows[purged], minlength=len(tables))
     blocks, slots = values[kinds == word.BLOCK], values[kinds == word.SLOT]
     walk.expect(blocks, word.BLOCK, "level-1 table")
     walk.expect_slots(slots, "level-1 table")
     return distinct(blocks), distinct(slots)
-
-
-def _check_named_entries(walk: Walk, region: Region, addresses: Ints, indexes: Ints) -> NDArray[np.bool_]:
-    """Count the references of entries that level-1 words name; return which of them are purged."""
-    if not len(addresses):
-        return np.zeros(0, bool)
-    blocks, inverse = np.unique(addresses >> lay.ENTRY_BITS, return_inverse=True)
-    rows = np.zeros((len(blocks), lay.ENTRIES_PER_ARRAY_BLOCK), np.int32)
-    np.add.at(rows, (inverse, addresses & lay.ENTRIES_PER_ARRAY_BLOCK - 1), 1)
-    for row, block in enumerate(blocks.tolist()):
-        if block in walk.entries:
-            walk.entries[block] += rows[row]
-        else:
-            walk.find("error", "level-1 table", f"block {block}", "is named for its entries, but is in no array of the region")
-    homes, _ = region.pages.virtblocks.homes(addresses)
-    wrong = homes != indexes
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
-        walk.find(
-            "error",
-            "virtblock entry",
-            f"0x{int(addresses[first]) * 16:x}",
-            f"says logical block {int(homes[first])}, is named at {int(indexes[first])}",
-        )
-    kinds, _ = region.pages.virtblocks.targets(addresses, indexes)
-    purged: NDArray[np.bool_] = kinds == word.SLOT
-    return purged
 
 
 def _check_counters(walk: Walk, region: Region, states: list[Record], roots: Ints, nvm: int, slots: int) -> None:

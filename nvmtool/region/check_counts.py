@@ -1,7 +1,8 @@
-"""The counts of blocks, virtblock entries and mass slots against what a walk expects of them."""
+"""The counts of blocks and mass slots against what a walk expects of them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .check import Walk
-    from .region import Region
 
     Ints = NDArray[np.int64]
 
@@ -61,24 +61,6 @@ def check_block_counts(walk: Walk) -> None:
         walk.find(severity, "group word", f"group {group}", f"counts {found_used} used blocks, there are {used}", fixable=found_used > used)
 
 
-def check_entry_counts(walk: Walk, region: Region) -> None:
-    """Compare the home words of a region's virtblock entries; an entry that nothing names is a leak."""
-    virtblocks = region.pages.virtblocks
-    owned = np.array(list(walk.entries), np.int64)
-    for start in range(0, len(owned), 256):
-        part = owned[start : start + 256]
-        addresses, indexes = virtblocks.present_entries(part)
-        _, counts = virtblocks.homes(addresses)
-        expected = np.array([walk.entries[block] for block in part.tolist()]).reshape(-1)
-        lookup = {block: position for position, block in enumerate(part.tolist())}
-        rows = np.array([lookup[block] for block in (addresses >> lay.ENTRY_BITS).tolist()], np.int64)
-        wanted = expected[rows * lay.ENTRIES_PER_ARRAY_BLOCK + (addresses & lay.ENTRIES_PER_ARRAY_BLOCK - 1)]
-        kept = _too_high(walk, "virtblock entry", [f"0x{address * 16:x}" for address in addresses.tolist()], counts, wanted)
-        if len(kept):
-            walk.fixes.append(virtblocks.sealed_homes(addresses[kept], indexes[kept], wanted[kept].astype(np.int64)))
-    walk.entries.clear()
-
-
 def check_slot_counts(walk: Walk) -> None:
     """Compare the slot words, the used counts of their tables, and the number of used slots."""
     slots = walk.device.slots
@@ -102,7 +84,7 @@ def check_slot_counts(walk: Walk) -> None:
         counts, crcs = slots.get(numbers[present])
         wanted = expected[present]
         found = counts.astype(np.int64)
-        kept = _too_high(walk, "slot word", [f"slot {number}" for number in numbers[present].tolist()], found, wanted)
+        kept = walk.compare("slot word", partial(_slot_name, numbers[present]), found, wanted)
         if len(kept):
             at = base + (numbers[present][kept] & lay.TABLE_ENTRIES - 1)
             walk.fixes.append((at, slots.sealed(numbers[present][kept], wanted[kept].astype(np.uint64), crcs[kept])))
@@ -110,16 +92,8 @@ def check_slot_counts(walk: Walk) -> None:
         walk.find("error", "root word", "used_slots", f"is {slots.used}, {total} slots are in use")
 
 
-def _too_high(walk: Walk, structure: str, places: list[str], found: Ints, wanted: Ints) -> Ints:
-    """Note counts that differ from what is expected; return the positions whose counts can be lowered."""
-    for position in _first(found < wanted):
-        walk.find("error", structure, places[position], f"count is {found[position]}, named {wanted[position]} times")
-    high = np.flatnonzero(found > wanted)
-    # What nothing names would have to leave its array or table: its data may be all that is left of something.
-    walk.fixable &= not (wanted[high] == 0).any()
-    for position in high[:_MOST_FINDINGS].tolist():
-        walk.find("leak", structure, places[position], f"count is {found[position]}, named {wanted[position]} times", fixable=True)
-    return high[wanted[high] > 0]
+def _slot_name(slots: Ints, position: int) -> str:
+    return f"slot {int(slots[position])}"
 
 
 def _first(wrong: NDArray[np.bool_]) -> list[int]:

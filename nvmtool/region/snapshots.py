@@ -164,7 +164,7 @@ def _owned_blocks(region: Region, record: Record) -> int:
     owned = 0
     virtblocks = region.pages.virtblocks
     for blocks in virtblocks.iter_array(record.get_pointer("array", word.ARRAY), 1024):
-        owned += sum(virtblocks.live(block) for block in blocks.tolist())
+        owned += int(virtblocks.lives(blocks).sum())
     if region.mapping == "virtblock":
         return owned
     parent = record.get("parent")

@@ -185,9 +185,17 @@ class Virtblocks:
         addresses = addresses[self._journal.array[addresses * 2 + 1] != 0]
         return addresses, self.homes(addresses)[0]
 
-    def live(self, block: int) -> int:
-        """Return how many entries of an array block are present."""
-        return self._header(block, _LIVE)
+    def lives(self, blocks: BlockNumbers) -> Indexes:
+        """Return how many entries of each array block are present, as its header says; raises DamagedError."""
+        return self._headers(blocks, _LIVE)
+
+    def owners(self, blocks: BlockNumbers) -> Indexes:
+        """Return the state ids that array blocks belong to; raises DamagedError for another region's."""
+        owners = self._headers(blocks, _OWNER)
+        foreign = np.flatnonzero(owners >> lay.STATE_BITS != self._region)
+        if len(foreign):
+            self.owner(int(blocks[foreign[0]]))  # raises with the full message
+        return owners & (1 << lay.STATE_BITS) - 1
 
     def owner(self, block: int) -> int:
         """Return the state id that an array block belongs to; raises DamagedError for another region's."""
@@ -260,6 +268,11 @@ class Virtblocks:
     def _header(self, block: int, field: int) -> int:
         index = block * lay.WORDS_PER_BLOCK + field
         return word.unseal(self._journal.words[index], _place(block, field), "virtblock array header", index * 8)
+
+    def _headers(self, blocks: BlockNumbers, field: int) -> Indexes:
+        at = blocks * lay.WORDS_PER_BLOCK + field
+        places = word.places_array(lay.ARRAY_PLACE, 0, blocks << 2 | field)
+        return word.unseal_array(self._journal.array[at], places, "virtblock array header", (at * 8).astype(np.uint64)).astype(np.int64)
 
     def _put(self, block: int, field: int, payload: int) -> None:
         self._journal.set_word(block * lay.WORDS_PER_BLOCK + field, word.seal(payload, _place(block, field)))
