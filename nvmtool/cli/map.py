@@ -95,10 +95,9 @@ def _print_extents(facts: dict[str, object], bands: list[Band]) -> None:
         totals = {f"{kind.replace('-', '_')}_bytes": size for kind, size in band_totals(band).items()}
         states.append({"name": band.label, **totals})
     first = bands[0]
-    kinds = map(KINDS.__getitem__, first.kinds.tolist())
-    extents = zip(first.offsets.tolist(), first.lengths.tolist(), kinds, strict=True)
-    rows = (f'{{"offset": {offset}, "length": {length}, "kind": "{kind}"}}' for offset, length, kind in extents)
-    print_json_rows({**facts, "state": first.label, "states": states}, "extents", rows)
+    kinds = [KINDS[kind] for kind in first.kinds.tolist()]
+    facts = {**facts, "state": first.label, "states": states}
+    print_json_rows(facts, "extents", offset=first.offsets.tolist(), length=first.lengths.tolist(), kind=kinds)
 
 
 def _print_picture(bands: list[Band], title: str, *, left_out: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +65,19 @@ def print_json(facts: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
-def print_json_rows(facts: Mapping[str, object], key: str, rows: Iterable[str]) -> None:
-    """Print one JSON object whose last key holds a long list; `rows` are the JSON texts of its items.
+def print_json_rows(facts: Mapping[str, object], key: str, **columns: Sequence[int] | Sequence[str]) -> None:
+    """Print one JSON object whose last key holds a long list of objects, given by columns; strings must need no escapes.
 
-    A million rows through json.dumps take three times as long.
+    A million rows through json.dumps take five times as long.
     """
     write = sys.stdout.write
     write(f"{json.dumps(facts)[:-1]}, {json.dumps(key)}: [")
-    rows = iter(rows)
-    separator = ""
-    while batch := ", ".join(itertools.islice(rows, _BATCH)):
-        write(separator + batch)
-        separator = ", "
+    nrows = len(next(iter(columns.values())))
+    row = ", ".join(f'"{name}": ' + ('"%s"' if nrows and isinstance(column[0], str) else "%d") for name, column in columns.items())
+    for start in range(0, nrows, _BATCH):
+        parts = [column[start : start + _BATCH] for column in columns.values()]
+        text = ", ".join(["{" + row + "}"] * len(parts[0])) % tuple(itertools.chain.from_iterable(zip(*parts, strict=True)))
+        write(f", {text}" if start else text)
     write("]}\n")
 
 

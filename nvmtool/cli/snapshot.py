@@ -135,8 +135,7 @@ def diff_command(image: str, a: str, b: str, region: str | None, mass: str | Non
         extents = list(diff_states(source, state_name(a), state_name(b)))
         facts = {"image": image, "region": source.name, "a": a, "b": b}
     if out.as_json:
-        rows = (f'{{"offset": {offset}, "length": {length}}}' for offset, length in extents)
-        print_json_rows(facts, "extents", rows)
+        print_json_rows(facts, "extents", offset=[offset for offset, _ in extents], length=[length for _, length in extents])
     else:
         cells = [(f"{offset}", f"{length}") for offset, length in extents]
         out.result(facts, Grid(("offset", "length"), cells, nleft=0) if cells else f"{a} and {b} do not differ")
