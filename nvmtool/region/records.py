@@ -198,10 +198,10 @@ class RecordTable:
 
     def get(self, number: int) -> Record:
         """Return the record with this number, which must be in use."""
-        for leaf, block in self.iter_leaves():
-            if leaf == number // self._per_leaf:
-                base = block * lay.WORDS_PER_BLOCK + number % self._per_leaf * self.words_per_record
-                return Record(self, number, base)
+        top, leaf = self._block(self._top_index, self._top_place), number // self._per_leaf
+        block = self._block(top * lay.WORDS_PER_BLOCK + leaf, self._leaf_place(leaf)) if top else 0
+        if block:
+            return Record(self, number, block * lay.WORDS_PER_BLOCK + number % self._per_leaf * self.words_per_record)
         raise DamagedError(f"{self.label} {number} is named, but its table is absent")
 
     def create(self) -> Record:

@@ -136,7 +136,10 @@ class _Heirs:
         living = parents & lay.SNAPSHOT_DELETING == 0
         is_child = parents == state
         self._children = [region.snapshots.get(number) for number in numbers[living & is_child].tolist()]
-        self._others = numbers[living & ~is_child].tolist()
+        # The younger states first, the nearest of them first: they have most of what this one had.
+        ids = region.snapshots.column("id")[1] & word.VALUE_MASK
+        others = np.flatnonzero(living & ~is_child)
+        self._others = numbers[others[np.lexsort((ids[others], ids[others] < state))]].tolist()
 
     def next_owner(self, block: int) -> tuple[Record, int]:
         """Return a snapshot that names an entry of the block, or the running point when it alone names them all."""
@@ -146,7 +149,7 @@ class _Heirs:
                 return child, child.id
         running = self._region.record
         if not self._is_running_points(addresses, indexes):
-            # Only after reverts: a snapshot of another branch.
+            # After reverts a snapshot of another branch; after pointer elimination in the children a grandchild.
             for number in self._others:
                 other = self._region.snapshots.get(number)
                 if self._names_any(other, addresses, indexes):
