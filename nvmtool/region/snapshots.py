@@ -19,9 +19,13 @@ from .sweep import Change, find_deleted, mark_deleted, sweep_snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from .records import Record
     from .region import Region
     from .sweep import Progress
+
+    Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,16 @@ def _mapped_purged(region: Region, root: int) -> int:
 
 
 def _purged_in_leaf(region: Region, table_index: int, leaf: int) -> int:
-    indexes = np.arange(lay.TABLE_ENTRIES, dtype=np.int64) + (table_index << lay.TABLE_BITS)
-    kinds, values = region.pages.tables.decode(region.pages.tables.leaf_words(leaf), indexes)
+    return int(_purged_in_leaves(region, np.array([table_index]), np.array([leaf]))[0]) if leaf else 0
+
+
+def _purged_in_leaves(region: Region, table_indexes: Ints, leaves: Ints) -> Ints:
+    """Return how many blocks each level-1 table maps to the mass store."""
+    indexes, words = region.pages.tables.words_of(table_indexes, leaves)
+    kinds, values = region.pages.tables.decode(words, indexes)
     kinds, _ = region.pages.follow(kinds, values, indexes)
-    return int((kinds == word.SLOT).sum())
+    purged: Ints = (kinds == word.SLOT).reshape(len(leaves), -1).sum(axis=1)
+    return purged
 
 
 def list_snapshots(region: Region) -> list[SnapshotInfo]:
@@ -180,28 +190,36 @@ def _exclusive_blocks(region: Region, table: int, level: int, prefix: int) -> in
     if not table or region.device.blocks.count(table, word.TABLE) > 1:
         return 0
     if level == 1:
-        indexes = np.arange(lay.TABLE_ENTRIES, dtype=np.int64) + (prefix << lay.TABLE_BITS)
-        kinds, values = region.pages.tables.decode(region.pages.tables.leaf_words(table), indexes)
-        _, homes = region.pages.virtblocks.homes(values[kinds == word.ENTRY])
-        _, blocks = region.device.blocks.counts(values[kinds == word.BLOCK])
-        slots = region.device.slots.get(values[kinds == word.SLOT])[0] if (kinds == word.SLOT).any() else np.empty(0)
-        return int((homes == 1).sum() + (blocks == 1).sum() + (slots == 1).sum())
-    return sum(
-        _exclusive_blocks(region, child, level - 1, index) for index, child in region.pages.tables.iter_children(table, level, prefix)
-    )
+        return _exclusive_in_leaves(region, np.array([prefix]), np.array([table]))
+    below = np.array(list(region.pages.tables.iter_children(table, level, prefix)), np.int64).reshape(-1, 2)
+    if level > 2:
+        return sum(_exclusive_blocks(region, child, level - 1, index) for index, child in below.tolist())
+    private = below[region.device.blocks.counts(below[:, 1])[1] == 1]
+    return _exclusive_in_leaves(region, private[:, 0], private[:, 1])
+
+
+def _exclusive_in_leaves(region: Region, table_indexes: Ints, leaves: Ints) -> int:
+    indexes, words = region.pages.tables.words_of(table_indexes, leaves)
+    kinds, values = region.pages.tables.decode(words, indexes)
+    _, homes = region.pages.virtblocks.homes(values[kinds == word.ENTRY])
+    _, blocks = region.device.blocks.counts(values[kinds == word.BLOCK])
+    slots = region.device.slots.get(values[kinds == word.SLOT])[0] if (kinds == word.SLOT).any() else np.empty(0)
+    return int((homes == 1).sum() + (blocks == 1).sum() + (slots == 1).sum())
 
 
 def _purged_below(region: Region, table: int, level: int, prefix: int, known: dict[int, int]) -> int:
-    if not table:
+    """Return how many blocks a tree maps to the mass store; `known` remembers it of every table."""
+    if not table or not region.device.slots.used:
         return 0
     if table not in known:
         if level == 1:
             known[table] = _purged_in_leaf(region, prefix, table)
         else:
-            known[table] = sum(
-                _purged_below(region, child, level - 1, index, known)
-                for index, child in region.pages.tables.iter_children(table, level, prefix)
-            )
+            below = list(region.pages.tables.iter_children(table, level, prefix))
+            if level == 2:
+                unknown = np.array([pair for pair in below if pair[1] not in known], np.int64).reshape(-1, 2)
+                known.update(zip(unknown[:, 1].tolist(), _purged_in_leaves(region, *unknown.T).tolist(), strict=True))
+            known[table] = sum(_purged_below(region, child, level - 1, index, known) for index, child in below)
     return known[table]
 
 

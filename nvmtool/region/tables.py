@@ -146,9 +146,12 @@ class Tables:
         """Yield (logical blocks, level-1 words) of the tables that a root reaches, in order, up to `nleaves` tables at a time."""
         groups = self.iter_leaf_groups([root])
         while batch := [(table_index, int(leaves[0])) for table_index, leaves, _ in islice(groups, nleaves)]:
-            table_indexes, leaves = np.array(batch, np.int64).T
-            indexes = ((table_indexes << lay.TABLE_BITS)[:, None] + _POSITIONS).reshape(-1)
-            yield indexes, self._journal.array[(leaves[:, None] * lay.WORDS_PER_BLOCK + _POSITIONS).reshape(-1)]
+            yield self.words_of(*np.array(batch, np.int64).T)
+
+    def words_of(self, table_indexes: Indexes, leaves: BlockNumbers) -> tuple[Indexes, Words]:
+        """Return (logical blocks, level-1 words), 512 for each of the tables, one behind the other."""
+        indexes = ((table_indexes << lay.TABLE_BITS)[:, None] + _POSITIONS).reshape(-1)
+        return indexes, self._journal.array[(leaves[:, None] * lay.WORDS_PER_BLOCK + _POSITIONS).reshape(-1)]
 
     def iter_differing(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
         """Yield (table index, table in tree a, table in tree b) where the level-1 tables are not the same; shared subtrees cost nothing."""
