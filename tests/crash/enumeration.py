@@ -8,6 +8,7 @@ and must get the same verdict.
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from nvmtool.region import layout as lay
 
 from .oracle import Oracle, Verdict
 from .plans import InFlight, Plan, plans
-from .recorder import ACK, FENCE, MASS, STORE, Event, Trace, open_recorded
+from .recorder import FENCE, MASS, STORE, Event, Recording, Trace, open_recorded
 from .recovered import PER_BLOCK, Outcome, Replayer, hash_words, mix
 from .rules import Rules
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .recovered import Words
 
 MASS_SLOTS = 64
+_PLACES = np.array([257**power for power in range(7)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -54,41 +56,48 @@ class Tally:
         if len(self.failures) < 200:
             self.failures.append(f"{workload}: {what}")
 
+    def add(self, other: Tally) -> None:
+        """Take in another tally."""
+        self.counts += other.counts
+        self.failures += other.failures
+
 
 class Enumerator:
     """Judges the crash states of traces; verdicts and states that were seen are kept from one to the next."""
 
-    def __init__(self, header: Header, effort: Effort, seed: int) -> None:
+    def __init__(self, header: Header, effort: Effort, seed: int, oracle: Oracle | None = None) -> None:
         """Serve images of the header's geometry."""
         self.effort = effort
+        self.seed = seed
         self.tally = Tally()
         self.seen: set[int] = set()
         self._verdicts: dict[tuple[object, ...], Verdict] = {}
-        self._oracle = Oracle()
+        self._oracle = oracle or Oracle()
         self._replayer = Replayer(header)
         self._nvm = header.size_blocks * PER_BLOCK
-        self._random = np.random.default_rng(seed)
+        self._prover = np.random.default_rng(seed)
 
     def close(self) -> None:
         """Release the oracle's files."""
         self._oracle.close()
 
-    def run(self, workload: str, image: bytes, mass: bytes, events: list[Event], allowed: list[set[str]], start: int = 0) -> None:
-        """Enumerate the crash states of a trace from event `start` on.
-
-        `allowed` are the digests that may be seen, for each stretch of the trace that an acknowledgement ends.
-        """
+    def run(self, recording: Recording) -> None:
+        """Enumerate the crash states of a workload; at its end free slots of the mass store must occupy no storage."""
         self.tally.counts["workloads"] += 1
-        _Run(self, workload, image, mass, allowed, depth=1).follow(events, start)
+        run = _Run(self, recording, depth=1)
+        run.follow()
+        run.check_end()
 
 
 class _Run:
     """The enumeration of one trace."""
 
-    def __init__(self, parent: Enumerator, workload: str, image: bytes, mass: bytes, allowed: list[set[str]], depth: int) -> None:
-        self._parent, self._workload, self._depth = parent, workload, depth
+    def __init__(self, parent: Enumerator, recording: Recording, depth: int) -> None:
+        self._parent, self._recording, self._depth = parent, recording, depth
         self._replayer, self._nvm = parent._replayer, parent._nvm
-        self._allowed, self._acks = allowed, 0
+        self._acks = 0
+        self._random = np.random.default_rng([parent.seed, zlib.crc32(recording.name.encode())])
+        image, mass = recording.image, recording.mass
         self._durable = np.zeros(self._nvm + MASS_SLOTS * PER_BLOCK, np.uint64)
         self._durable[: self._nvm] = np.frombuffer(image, "<u8")
         self._durable[self._nvm : self._nvm + len(mass) // 8] = np.frombuffer(mass, "<u8")
@@ -101,16 +110,16 @@ class _Run:
 
     # --- following the trace
 
-    def follow(self, events: list[Event], start: int) -> None:
-        """Go through the trace; enumerate at each fence and acknowledgement from event `start` on."""
-        rules = Rules(self._replayer, self._durable, self._nvm) if self._depth == 1 else None
-        for number, event in enumerate(events):
+    def follow(self) -> None:
+        """Go through the trace; enumerate at each fence and acknowledgement from the recording's start on."""
+        rules = Rules(self._replayer, self._durable, self._nvm) if self._depth == 1 and self._recording.rules else None
+        for number, event in enumerate(self._recording.events):
             if event.what == STORE:
                 if rules:
                     rules.store(event, self._pending)
                 self._pending.append(event)
                 continue
-            if number >= start:
+            if number >= self._recording.start:
                 self._epoch()
             if event.what == FENCE:
                 covered = [each for each in self._pending if _covers(event, each)]
@@ -127,10 +136,12 @@ class _Run:
         for problem in rules.problems if rules else ():
             self._fail(problem)
 
-    def end(self) -> tuple[bytes, bytes]:
-        """Return the media with all stores done."""
+    def check_end(self) -> None:
+        """Judge the media with all stores done, as an orderly end leaves them."""
         self._make_durable(list(self._pending))
-        return self._bytes(self._durable, self._mass_bytes)
+        verdict = self._parent._oracle.glance(*self._bytes(self._durable, self._mass_bytes))
+        if verdict.leaks or verdict.problem or verdict.digest not in self._recording.allowed[-1]:
+            self._fail(f"at the end: {verdict.problem or 'free slots occupy storage, or another state is shown'}")
 
     def _make_durable(self, covered: list[Event]) -> None:
         for event in covered:
@@ -166,7 +177,7 @@ class _Run:
         if not len(flight.at) and not flight.earlier:
             return
         counts = self._parent.tally.counts
-        found = plans(flight, self._durable[flight.at], self._parent._random, most=self._most, samples=self._samples)
+        found = plans(flight, self._durable[flight.at], self._random, most=self._most, samples=self._samples)
         kind = "complete_epochs" if found[0].complete else "sampled_epochs"
         counts[kind if self._depth == 1 else f"recovery_{kind}"] += 1
         if flight.commits.any():
@@ -203,20 +214,21 @@ class _Run:
         units = [number for number, (at, _) in enumerate(plan.units) if ((at >= log.start) & (at < log.stop)).any()]
         if not units:
             return [(self._replayer.replay(self._scratch, restore=self._durable[: self._nvm]), np.arange(len(rows)))]
-        logs, inverse = np.unique(rows[:, units], axis=0, return_inverse=True)
+        packed = np.packbits(rows[:, units], axis=1)
+        _, first, inverse = np.unique(packed @ _PLACES[: packed.shape[1]], return_index=True, return_inverse=True)
+        at = np.concatenate([plan.units[unit][0] for unit in units])
+        values = np.concatenate([plan.units[unit][1] for unit in units])
+        owner = np.repeat(np.arange(len(units)), [len(plan.units[unit][0]) for unit in units])
+        in_log = (at >= log.start) & (at < log.stop)
+        at, values, owner = at[in_log], values[in_log], owner[in_log]
         found: dict[tuple[object, ...], tuple[Outcome, list[int]]] = {}
-        for number, chosen in enumerate(logs):
-            touched = []
-            for unit in np.flatnonzero(chosen).tolist():
-                at, values = plan.units[units[unit]]
-                in_log = (at >= log.start) & (at < log.stop)
-                self._scratch[at[in_log]] = values[in_log]
-                touched.append(at[in_log])
-            outcome = self._replayer.replay(self._scratch, restore=self._durable[: self._nvm])
-            for at in touched:
-                self._scratch[at] = self._durable[at]
+        scan = self._replayer.scan(self._scratch, self._durable[: self._nvm], int(at.min()))
+        for number, row in enumerate(first.tolist()):
+            chosen = rows[row, units][owner]
+            self._scratch[at[chosen]] = values[chosen]
+            outcome = scan()
+            self._scratch[at] = self._durable[at]
             found.setdefault(outcome.tag, (outcome, []))[1].append(number)
-        inverse = inverse.reshape(-1)
         return [(outcome, np.flatnonzero(np.isin(inverse, numbers))) for outcome, numbers in found.values()]
 
     def _judge_outcome(self, plan: Plan, rows: np.ndarray, outcome: Outcome) -> None:
@@ -301,7 +313,7 @@ class _Run:
         if problem := self._problem(verdict):
             self._fail(problem)
             return
-        if nduplicates and self._parent._random.random() < nduplicates / self._parent.effort.prove_one_of:
+        if nduplicates and self._parent._prover.random() < nduplicates / self._parent.effort.prove_one_of:
             counts["proven"] += 1
             again = self._parent._oracle.judge(*self._state_bytes(self._state(plan, rows[-1])))
             if (again.digest, again.problem) != (verdict.digest, verdict.problem):
@@ -324,16 +336,16 @@ class _Run:
             return
         if trace.events:
             self._parent.tally.counts["recoveries"] += 1
-            name = f"{self._workload}, recovery"
-            _Run(self._parent, name, image, mass, [{verdict.digest}], self._depth + 1).follow(trace.events, 0)
+            name = f"{self._recording.name}, recovery"
+            _Run(self._parent, Recording(name, image, mass, trace.events, [{verdict.digest}]), self._depth + 1).follow()
 
     def _problem(self, verdict: Verdict) -> str:
         if verdict.problem:
-            return verdict.problem
-        return "" if verdict.digest in self._allowed[self._acks] else "shows a state that is none of the documented ones"
+            return "" if verdict.problem.startswith(self._recording.tolerated) else verdict.problem
+        return "" if verdict.digest in self._recording.allowed[self._acks] else "shows a state that is none of the documented ones"
 
     def _fail(self, what: str) -> None:
-        self._parent.tally.fail(self._workload, f"step {self._acks + 1}: {what}")
+        self._parent.tally.fail(self._recording.name, f"step {self._acks + 1}: {what}")
 
     def _state_bytes(self, state: Words) -> tuple[bytes, bytes]:
         """Return the files; the mass store is as short as its words allow."""
@@ -348,6 +360,3 @@ def _covers(fence: Event, store: Event) -> bool:
     if fence.medium != store.medium:
         return False
     return fence.length < 0 or fence.offset <= store.offset and store.offset + len(store.data) <= fence.offset + fence.length
-
-
-assert ACK  # the third kind of event, handled as what is neither a store nor a fence

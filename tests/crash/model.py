@@ -80,12 +80,22 @@ def names(region: Region) -> list[str]:
 def read_blocks(region: Region, state: str | None) -> Blocks:
     """Return the blocks of a state that are not zeros."""
     found = {}
-    for offset, length, kind in zip(*(each.tolist() for each in map_arrays(region, state)), strict=True):
-        if kind:
-            data = region.read(offset, length, state)
-            for start in range(0, length, BLOCK):
-                if (block := data[start : start + BLOCK]) != ZEROS:
-                    found[(offset + start) // BLOCK] = block
+    for start, end in _joined(*(each.tolist() for each in map_arrays(region, state))):
+        data = region.read(start, end - start, state)
+        for offset in range(0, len(data), BLOCK):
+            if (block := data[offset : offset + BLOCK]) != ZEROS:
+                found[(start + offset) // BLOCK] = block
+    return found
+
+
+def _joined(offsets: list[int], lengths: list[int], kinds: list[int]) -> list[tuple[int, int]]:
+    """Return (start, end) of the ranges that hold data, those near each other as one: fewer reads, and holes are read too."""
+    found: list[tuple[int, int]] = []
+    for offset, length, kind in zip(offsets, lengths, kinds, strict=True):
+        if kind and found and offset - found[-1][1] <= 32 * BLOCK:
+            found[-1] = found[-1][0], offset + length
+        elif kind:
+            found.append((offset, offset + length))
     return found
 
 

@@ -57,6 +57,11 @@ class Oracle:
         except Exception as error:  # noqa: BLE001 - a traceback is what is looked for
             return Verdict("", f"traceback: {type(error).__name__}: {error}")
 
+    def glance(self, image: bytes, mass: bytes) -> Verdict:
+        """Return what a state shows by reading and checking alone."""
+        self.load(image, mass)
+        return self._read()
+
     def content(self) -> tuple[bytes, bytes]:
         """Return what the files hold."""
         return tuple(os.pread(fd, os.fstat(fd).st_size, 0) for fd in (self._image_fd, self._mass_fd))  # type: ignore[return-value]
@@ -103,3 +108,17 @@ class Oracle:
                 return "the next write is not there"
         problem = self._read().problem
         return f"after the next write: {problem}" if problem else ""
+
+
+class RepairOracle(Oracle):
+    """Judges crash states of a repair: the data read the same, and another repair leaves the image clean."""
+
+    def _judge(self, image: bytes) -> Verdict:
+        with Device.open(self._path, mass=self._mass) as device:
+            digest = digest_of_device(device)
+        result = check_device(self._path, mass=self._mass, scrub=True, repair=True)
+        if not result.clean:
+            return Verdict(digest, f"another repair leaves: {result.findings[-1]}")
+        after = self._read()
+        problem = after.problem or ("" if after.digest == digest else "another repair changed what is read")
+        return Verdict(digest, problem or self._next_operation(), after.leaks)

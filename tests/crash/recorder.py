@@ -63,6 +63,24 @@ class Trace:
         self.events.append(Event(ACK))
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A workload's trace on media with known contents.
+
+    `allowed`: the digests that may be seen, for each stretch of the trace that an acknowledgement ends. `start`: the event from which on
+    crash states are enumerated. `tolerated`: beginnings of problems that the documents allow here. `rules`: whether the cheap rules apply.
+    """
+
+    name: str
+    image: bytes
+    mass: bytes
+    events: list[Event]
+    allowed: list[set[str]]
+    start: int = 0
+    tolerated: tuple[str, ...] = ()
+    rules: bool = True
+
+
 class MemoryStore:
     """A store over memory with the file store's rules: a private view, and fences that only follow stores.
 

@@ -18,6 +18,8 @@ from nvmtool.media.journal import RECORD_MAGIC, Journal
 from nvmtool.region import layout as lay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from nvmtool.region.header import Header
@@ -79,6 +81,31 @@ class Replayer:
         if restore is not None:
             blocks[pages] = restore.reshape(-1, PER_BLOCK)[pages]
         return Outcome(tag, journal._tail // 8, pages, contents)
+
+    def scan(self, words: Words, durable: Words, first: int) -> Callable[[], Outcome]:
+        """Return a function that replays the log of `words` as it is when called, and leaves the rest of it durable.
+
+        Between the calls only log words from index `first` on change. The records before that are read once: the journal goes on behind
+        them, and where it finds no record there, the outcome is the durable one, but for what void records look like.
+        """
+        without = self.replay(words, restore=durable)
+        if not len(without.tag) > 1 or first < without.tail:
+            return lambda: self.replay(words, restore=durable)
+        journal = Journal(_Image(words), self.log_start, self.log_blocks, writable=False)  # type: ignore[arg-type]
+        words[:] = durable
+        start = journal.sequence, journal._tail
+
+        def outcome() -> Outcome:
+            journal.sequence, journal._tail = start
+            try:
+                if next(journal._iter_records(), None) is not None:
+                    return self.replay(words, restore=durable)
+            except NvmtoolError:
+                return self.replay(words, restore=durable)
+            tag = (*without.tag[:2], self._residue(words, journal), *without.tag[3:])
+            return Outcome(tag, without.tail, without.pages, without.contents)
+
+        return outcome
 
     def _residue(self, words: Words, journal: Journal) -> int:
         """Return which blocks behind the last valid record look like a record's first: a later commit might bring them to life."""

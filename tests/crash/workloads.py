@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvmtool.errors import NvmtoolError
 
-from .bases import Base, base, frozen
+from .bases import base, frozen
 from .model import digest_of
-from .recorder import Event, Trace, open_recorded
+from .recorder import Recording, Trace, open_recorded
 
 if TYPE_CHECKING:
     from .operations import Operation
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A workload's trace: `start` is the event from which on crash states are enumerated, `allowed` what may be seen until each ack."""
-
-    name: str
-    base: Base
-    events: list[Event]
-    start: int
-    allowed: list[set[str]]
 
 
 def record(mapping: str, *steps: Operation) -> Recording | None:
@@ -50,4 +38,5 @@ def record(mapping: str, *steps: Operation) -> Recording | None:
         device.close()
         trace.ack()
     allowed += [{digest_of(model)}] * 2
-    return Recording("+".join([mapping, *(step.name for step in steps)]), origin, trace.events, start if len(steps) > 1 else 0, allowed)
+    name = "+".join([mapping, *(step.name for step in steps)])
+    return Recording(name, origin.image, origin.mass, trace.events, allowed, start if len(steps) > 1 else 0)
