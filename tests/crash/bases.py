@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import tempfile
 import time
 import uuid
@@ -40,10 +41,12 @@ class Base:
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """Stop the clock and count UUIDs, so that the same workload stores the same bytes each time."""
+    """Stop the clock, and count UUIDs and tags, so that the same workload stores the same bytes each time."""
     numbers = itertools.count(1)
-    with mock.patch.object(time, "time_ns", lambda: 1_800_000_000 * 10**9), mock.patch.object(
-        uuid, "uuid4", lambda: uuid.UUID(int=next(numbers))
+    with (
+        mock.patch.object(time, "time_ns", lambda: 1_800_000_000 * 10**9),
+        mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=next(numbers))),
+        mock.patch.object(secrets, "randbits", lambda nbits: next(numbers) << 20),
     ):
         yield
 

@@ -133,8 +133,10 @@ class _Run:
                     rules.ack(self._pending)
                 self._acks += 1
         self._epoch()
-        for problem in rules.problems if rules else ():
-            self._fail(problem)
+        if rules:
+            rules.end(self._pending)
+            for problem in rules.problems:
+                self._fail(problem)
 
     def check_end(self) -> None:
         """Judge the media with all stores done, as an orderly end leaves them."""

@@ -77,6 +77,8 @@ class Oracle:
         recovered = self.content()
         if (after := self._read()).problem or after.digest != before.digest:
             return Verdict(before.digest, f"recovery shows another state, or: {after.problem}")
+        if after.leaks:
+            return Verdict(before.digest, "after recovery free slots of the mass store occupy storage")
         with self._open():
             pass
         if self.content() != recovered:

@@ -12,6 +12,7 @@ import numpy as np
 
 from nvmtool.media.journal import runs
 from nvmtool.region import layout as lay
+from nvmtool.region import mass as mass_module
 from nvmtool.region.device import Device
 from nvmtool.region.header import choose_header
 from nvmtool.region.mass import MassStore
@@ -165,8 +166,15 @@ class MemoryMass(MassStore):
         """Start with the medium's content, header included."""
         fd = os.memfd_create("mass")
         write_mass(fd, content)
-        super().__init__(Path("memory.mass"), fd, writable=True)
+        _, _, tag = mass_module._read_header(Path("memory.mass"), fd)
+        super().__init__(Path("memory.mass"), fd, tag, writable=True)
         self.trace = trace
+
+    def show_tag(self, tag: int) -> None:
+        """Let the header show a tag: one aligned word, written in one piece."""
+        if tag != self.tag:
+            self.trace.store(MASS, lay.MASS_HEADER.itemsize, mass_module._sealed_tag(tag), atomic=True)
+        super().show_tag(tag)
 
     def write(self, slots: np.ndarray, chunks: Sequence[Chunk]) -> None:
         """Write chunks that together fill the slots in order."""

@@ -16,6 +16,7 @@ from nvmtool.errors import NvmtoolError
 from nvmtool.media import word
 from nvmtool.media.journal import RECORD_MAGIC, Journal
 from nvmtool.region import layout as lay
+from nvmtool.region.header import choose_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +144,11 @@ class Replayer:
         return used
 
     def key(self, words: Words, mass: Words, outcome: Outcome) -> tuple[object, ...]:
-        """Return the key of what can be read of an image over which its log was replayed."""
+        """Return the key of what can be read of an image over which its log was replayed: without a sound header, nothing but that."""
+        try:
+            choose_header(words[:PER_BLOCK].tobytes(), words[PER_BLOCK : 2 * PER_BLOCK].tobytes(), _PATH)
+        except NvmtoolError as problem:
+            return (str(problem),)
         used = np.flatnonzero(~self.free_mask(words))
         home = hash_words(np.concatenate([words.reshape(-1, PER_BLOCK)[used].reshape(-1), used.astype(np.uint64)]))
         slots = np.flatnonzero(self.used_slots(words, len(mass) // PER_BLOCK))

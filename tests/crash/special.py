@@ -12,6 +12,7 @@ from nvmtool.media import word
 from nvmtool.region import check, format as formatting
 from nvmtool.region import layout as lay
 from nvmtool.region.header import choose_header, decode_header
+from nvmtool.region.mass import _sealed_tag
 
 from .bases import base
 from .model import BLOCK, digest_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Damage = Callable[[bytearray, bytearray], None]
+
+_TAG = 7 << 20
 
 
 def record_format(name: str, before: bytes) -> Recording:
@@ -36,12 +39,13 @@ def record_format(name: str, before: bytes) -> Recording:
     os.ftruncate(fd, len(before))
     target = SimpleNamespace(path=Path("memory.nvm"), fd=fd, in_place=True, allocate=lambda size, sparse: None)
     with mock.patch.object(formatting, "open_store", lambda *_, **__: MemoryStore(trace, before)):
-        formatting._write_image(target, header, sparse=False)  # type: ignore[arg-type]
+        formatting._write_image(target, header, _TAG, sparse=False)  # type: ignore[arg-type]
     os.close(fd)
     trace.ack()
     empty = {digest_of({})}
     tolerated = ("does not open", "check: header")
-    return Recording(f"format over {name}", before, origin.mass[:BLOCK], trace.events, [empty] * 2, tolerated=tolerated, rules=False)
+    mass = (origin.mass[: lay.MASS_HEADER.itemsize] + _sealed_tag(_TAG)).ljust(BLOCK, b"\0")
+    return Recording(f"format over {name}", before, mass, trace.events, [empty] * 2, tolerated=tolerated, rules=False)
 
 
 def formats() -> list[Recording]:
