@@ -147,6 +147,7 @@ def operations() -> list[Operation]:
     sparse_source = pattern(60, 2) + ZEROS * 2 + pattern(61) + ZEROS + pattern(62, 2)
     return [
         _write("write-logged", (3 * BLOCK, pattern(1))),
+        _write("write-own", (21 * BLOCK, pattern(12))),
         _write("write-logged-few", (1 * BLOCK, pattern(2)), (30 * BLOCK, pattern(3)), (512 * BLOCK, pattern(4))),
         _write("write-home", (506 * BLOCK, pattern(5, 10))),
         _write("write-home-purged", (2 * BLOCK, pattern(6, 3))),
@@ -180,3 +181,12 @@ def operations() -> list[Operation]:
 
 def _without_region(name: str, model: Model) -> list[Model]:
     return [{key: value for key, value in model.items() if key != name}]
+
+
+def plain_steps() -> list[Operation]:
+    """Return steps that make sense in longer workloads only: a checkpoint, and writes that use up what was freed."""
+    return [
+        Operation("checkpoint", lambda device: device.journal.checkpoint(), _same),
+        _write("fill", (100 * BLOCK, pattern(600, 60))),
+        _write("write-part-of-fill", *((index * BLOCK + 8, pattern(700 + index)[:16]) for index in range(100, 160, 9))),
+    ]

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from nvmtool.errors import NvmtoolError
+from nvmtool.region import layout as lay
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 
@@ -79,8 +80,10 @@ class Oracle:
             return Verdict(before.digest, f"recovery shows another state, or: {after.problem}")
         if after.leaks:
             return Verdict(before.digest, "after recovery free slots of the mass store occupy storage")
-        with self._open():
-            pass
+        with self._open() as device:
+            unfinished = _unfinished(device)
+        if unfinished:
+            return Verdict(before.digest, f"recovery left {unfinished} half deleted")
         if self.content() != recovered:
             return Verdict(before.digest, "opening again changed something")
         problem = self._next_operation()
@@ -110,6 +113,17 @@ class Oracle:
                 return "the next write is not there"
         problem = self._read().problem
         return f"after the next write: {problem}" if problem else ""
+
+
+def _unfinished(device: Device) -> list[str]:
+    """Return the regions that are being deleted, or that have snapshots which are."""
+    found = []
+    for record in device.records:
+        region = device.any_region(record)
+        marks = [snapshot.get("parent") & lay.SNAPSHOT_DELETING for snapshot in region.snapshots]
+        if record.get("flags") & (lay.DELETING | lay.SWEEPING) or any(marks):
+            found.append(region.name)
+    return found
 
 
 class RepairOracle(Oracle):

@@ -22,12 +22,13 @@ _LOW = np.uint64(0xFFFFFFFF)
 @dataclass(frozen=True)
 class InFlight:
     """The words in flight that would change something: `at` (distinct), their new values, whether each is of an atomic store,
-    whether each commits (log, headers), and the values that were stored to the same word earlier in the epoch."""
+    whether each commits (log, headers), which store it is of, and the values that were stored to the same word earlier in the epoch."""
 
     at: Ints
     values: Words
     atomic: Rows
     commits: Rows
+    stores: Ints
     earlier: list[tuple[int, int]]
 
 
@@ -51,7 +52,7 @@ def plans(flight: InFlight, old: Words, rng: np.random.Generator, *, most: int, 
         found = [Plan(every, _every(len(every)), complete=True)]
     else:
         found = [_critical(flight, rng, most)] if flight.commits.any() else []
-        found.append(_sampled(flight, rng, samples))
+        found += [_sampled(flight, rng, samples), *_by_store(flight)]
     torn = _torn(flight, old, rng, samples)
     return [*found, torn] if torn is not None else found
 
@@ -84,6 +85,19 @@ def _sampled(flight: InFlight, rng: np.random.Generator, samples: int) -> Plan:
         near.append(row)
     rows = np.array(near)
     return Plan(units, np.concatenate([rows, ~rows, rng.random((2 * samples, len(units))) < 0.5]), complete=False)
+
+
+def _by_store(flight: InFlight) -> list[Plan]:
+    """Whole stores: all subsets within two stores of none and of all."""
+    numbers = np.unique(flight.stores)
+    if not 1 < len(numbers) <= 64:
+        return []
+    units = [_unit(flight, np.flatnonzero(flight.stores == number)) for number in numbers.tolist()]
+    chosen = [(i,) for i in range(len(units))] + list(combinations(range(len(units)), 2))
+    rows = np.zeros((len(chosen), len(units)), bool)
+    for row, members in enumerate(chosen):
+        rows[row, list(members)] = True
+    return [Plan(units, np.concatenate([rows, ~rows]), complete=False)]
 
 
 def _torn(flight: InFlight, old: Words, rng: np.random.Generator, samples: int) -> Plan | None:

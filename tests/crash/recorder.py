@@ -69,7 +69,7 @@ class Recording:
     """A workload's trace on media with known contents.
 
     `allowed`: the digests that may be seen, for each stretch of the trace that an acknowledgement ends. `start`: the event from which on
-    crash states are enumerated. `tolerated`: beginnings of problems that the documents allow here. `rules`: whether the cheap rules apply.
+    crash states are enumerated. `tolerated`: beginnings of problems that the documents allow before the first acknowledgement. `rules`: whether the cheap rules apply.
     """
 
     name: str
