@@ -40,8 +40,8 @@ demo: $(READY) ## do the whole main job once, on real data
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q
 
-crash: $(READY) ## cut every operation off at every store, and prove that planted bugs are found (SEED=)
-	@PYTHONPATH=tests $(BIN)/python -m crash.run $(SEED)
+crash: $(READY) ## cut every operation off at every store, and prove that planted bugs are found (SEED=, SECONDS=)
+	@PYTHONPATH=tests $(BIN)/python -m crash.run '$(SEED)' $(SECONDS)
 
 check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
 	$(BIN)/ruff check

@@ -356,8 +356,8 @@ def _check_leaves(walk: Walk, region: Region, tables: Ints, prefixes: Ints) -> t
     flags = region.record.get("flags")
     foreign = word.BLOCK if flags & lay.VIRTBLOCK_MAPPING else word.ENTRY
     if not flags & lay.CONVERTING and (kinds == foreign).any():
-        first = int(indexes[kinds == foreign][0])
-        walk.find("error", "level-1 table", f"logical block {first}", f"is {word.KIND_NAMES[foreign]} in a region of {region.mapping} mapping")
+        where = f"logical block {int(indexes[kinds == foreign][0])}"
+        walk.find("error", "level-1 table", where, f"is {word.KIND_NAMES[foreign]} in a region of {region.mapping} mapping")
     is_entry = kinds == word.ENTRY
     purged = kinds == word.SLOT
     purged[is_entry] = _check_named_entries(walk, region, values[is_entry], indexes[is_entry])

@@ -1,9 +1,9 @@
 """The enumeration: every prefix of a trace, and for each epoch the subsets of its words in flight that the plans name.
 
-How states are counted: a crash state is a content of both media. `states` counts the distinct ones of all workloads together. `duplicates` are
-those of them whose recovered content was judged before: the key of `recovered.py` is the same, so they differ in what nothing reads.
-`judged` were opened, checked, read, recovered and written to in full; of the duplicates a random sample (`proven`) is judged in full too
-and must get the same verdict.
+How states are counted: a crash state is a content of both media. `states` counts the distinct ones of all workloads together.
+`duplicates` are those of them whose recovered content was judged before: the key of `recovered.py` is the same, so they differ in
+what nothing reads. `judged` were opened, checked, read, recovered and written to in full; of the duplicates a random sample (`proven`)
+is judged in full too and must get the same verdict.
 """
 
 from __future__ import annotations
@@ -147,12 +147,13 @@ class _Run:
 
     def _make_durable(self, covered: list[Event]) -> None:
         for event in covered:
-            at = self._at(event)
-            self._durable[at : at + len(event.data) // 8] = np.frombuffer(event.data, "<u8")
+            at = np.arange(self._at(event), self._at(event) + len(event.data) // 8)
+            values = np.frombuffer(event.data, "<u8")
+            self._hash = self._hash + self._delta(at, values) & 0xFFFFFFFFFFFFFFFF
+            self._durable[at] = values
             if event.medium == MASS:
                 self._mass_bytes = max(self._mass_bytes, event.offset + len(event.data))
         self._pending = [each for each in self._pending if not any(each is other for other in covered)]
-        self._hash = hash_words(self._durable)
         self._scratch[:] = self._durable[: self._nvm]
 
     def _at(self, event: Event) -> int:
@@ -240,7 +241,8 @@ class _Run:
         image.reshape(-1, PER_BLOCK)[outcome.pages] = outcome.contents
         free = self._replayer.free_mask(image)
         overridden = self._overridden(plan, outcome)
-        counts_move = any(((at >= self._replayer.counts.start) & (at < self._replayer.counts.stop) & ~overridden(at)).any() for at, _ in plan.units)
+        counts = self._replayer.counts
+        counts_move = any(((at >= counts.start) & (at < counts.stop) & ~overridden(at)).any() for at, _ in plan.units)
 
         def is_read(at: np.ndarray) -> np.ndarray:
             inside = at < self._nvm
@@ -378,4 +380,4 @@ class _Run:
 def _covers(fence: Event, store: Event) -> bool:
     if fence.medium != store.medium:
         return False
-    return fence.length < 0 or fence.offset <= store.offset and store.offset + len(store.data) <= fence.offset + fence.length
+    return fence.length < 0 or (fence.offset <= store.offset and store.offset + len(store.data) <= fence.offset + fence.length)

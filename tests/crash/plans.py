@@ -44,8 +44,9 @@ class Plan:
 def plans(flight: InFlight, old: Words, rng: np.random.Generator, *, most: int, samples: int) -> list[Plan]:
     """Return the plans for one epoch.
 
-    `most`: up to so many words are tried completely; of longer log records so many critical words (the head's, the first, the last and others
-    at random), with all others present and with all absent. `samples` bounds the sampled subsets of each sort; `old` are the durable values.
+    `most`: up to so many words are tried completely; of longer log records so many critical words (the head's, the first, the last
+    and others at random), with all others present and with all absent. `samples` bounds the sampled subsets of each sort; `old` are
+    the durable values.
     """
     if len(flight.at) <= most:
         every = [_unit(flight, np.array([number])) for number in range(len(flight.at))]
@@ -101,7 +102,7 @@ def _by_store(flight: InFlight) -> list[Plan]:
 
 
 def _torn(flight: InFlight, old: Words, rng: np.random.Generator, samples: int) -> Plan | None:
-    """Half words of stores that may tear, and values that a later store of the same epoch replaced, each with none, all and parts of the rest."""
+    """Half words of stores that may tear, and values that a later store of the epoch replaced, each with none, all, parts of the rest."""
     tearable = np.flatnonzero(~flight.atomic)
     torn = []
     for number in rng.choice(tearable, min(max(samples // 8, 2), len(tearable)), replace=False).tolist():

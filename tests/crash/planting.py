@@ -1,4 +1,4 @@
-"""How bugs are planted: a function of the product is compiled again from its own source with a piece of it exchanged, and put back after."""
+"""How bugs are planted: a function of the product is compiled from its own source with a piece exchanged, and put back after."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _edited(edit: Edit, name: str) -> Iterator[None]:
     source = f"from __future__ import annotations\n{source}"
     ast.parse(source)
     found: dict[str, Any] = {}
-    exec(compile(source, f"<planted {name}>", "exec"), function.__globals__, found)
+    exec(compile(source, f"<planted {name}>", "exec"), function.__globals__, found)  # noqa: S102 - our own source
     # Exchanging the code reaches every module that holds the function under its own name.
     kept = function.__code__
     function.__code__ = found[function.__name__].__code__

@@ -106,11 +106,17 @@ def proven(image: Path, mass: Path) -> Iterator[list[str]]:
             super().fence()
             far.fenced("fence")
 
-    with _watched_kernel(nvm, far), mock.patch.object(device_module, "MassStore", ProvenMass):
-        with mock.patch.object(device_module, "open_store", lambda path, fd, size, writable: ProvenStore(path, fd, size, writable=writable)):
-            problems: list[str] = []
-            yield problems
-            problems += nvm.problems + far.problems
+    def open_proven(path: Path, fd: int, size: int, *, writable: bool) -> FileStore:
+        return ProvenStore(path, fd, size, writable=writable)
+
+    with (
+        _watched_kernel(nvm, far),
+        mock.patch.object(device_module, "MassStore", ProvenMass),
+        mock.patch.object(device_module, "open_store", open_proven),
+    ):
+        problems: list[str] = []
+        yield problems
+        problems += nvm.problems + far.problems
 
 
 @contextmanager

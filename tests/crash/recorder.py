@@ -68,8 +68,9 @@ class Trace:
 class Recording:
     """A workload's trace on media with known contents.
 
-    `allowed`: the digests that may be seen, for each stretch of the trace that an acknowledgement ends. `start`: the event from which on
-    crash states are enumerated. `tolerated`: beginnings of problems that the documents allow before the first acknowledgement. `rules`: whether the cheap rules apply.
+    `allowed`: the digests that may be seen, for each stretch of the trace that an acknowledgement ends. `start`: the event from which
+    on crash states are enumerated. `tolerated`: beginnings of problems that the documents allow before the first acknowledgement.
+    `rules`: whether the cheap rules apply.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""What recovery makes of a crash state, computed without opening it: the log replayed by the product's journal, and a key of what can be read.
+"""What recovery makes of a crash state, without opening it: the product's journal replays the log, and a key says what can be read.
 
-Two states with the same key differ only in what nothing reads: free blocks, what free slots hold, words that the log overrides, and records that are
-void. One of them is judged in full, the others are counted as duplicates (and a sample of them is judged too, see `enumeration.py`).
+Two states with the same key differ only in what nothing reads: free blocks, what free slots hold, words that the log overrides, and void
+records. One of them is judged in full, the others are counted as duplicates (and a sample of them is judged too, see `enumeration.py`).
 """
 
 from __future__ import annotations

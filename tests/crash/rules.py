@@ -1,7 +1,7 @@
 """The cheap rules: what the order of stores and fences alone must obey.
 
 - At an acknowledgement nothing is in flight, but for blocks that a durable log record carries too, and punched slots, which nobody needs.
-- The log's generation word is alone in its epoch; a log record travels with nothing but the blocks that it carries, and never over a valid one.
+- The log's generation word is alone in its epoch; a log record travels with nothing but the blocks that it carries, never over a valid one.
 - No store changes a block that a durable root reaches, now or at any commit since the last checkpoint: a checkpoint may store home
   what the log says already, and one header copy may be stored while the other is sound. The same holds for slots of the mass store.
 - No fence without a store.
@@ -97,7 +97,8 @@ class Rules:
             self._find("a log record is stored over a valid one")
         for other in pending:
             if not other.punched and (is_generation or not other.logged) and not (other.logged and self._is_recovered(other)):
-                self._find(f"{'generation word' if is_generation else 'log record'} in one epoch with a store to {other.medium} 0x{other.offset:x}")
+                what = "generation word" if is_generation else "log record"
+                self._find(f"{what} in one epoch with a store to {other.medium} 0x{other.offset:x}")
 
     def _is_recovered(self, event: Event) -> bool:
         at = event.offset // 8

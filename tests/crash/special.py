@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from nvmtool.media import word
-from nvmtool.region import check, format as formatting
+from nvmtool.region import check
+from nvmtool.region import format as formatting
 from nvmtool.region import layout as lay
 from nvmtool.region.header import choose_header, decode_header
 from nvmtool.region.mass import _sealed_tag
