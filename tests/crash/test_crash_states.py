@@ -21,7 +21,7 @@ from crash.workloads import record
 from nvmtool.region.header import decode_header
 
 SEED = 1
-EFFORT = Effort(most=5, samples=2, prove_one_of=1000, depth=1)
+EFFORT = Effort(most=7, samples=2, prove_one_of=1000, depth=1)
 STEPS = {step.name: step for step in operations()}
 ALONE = ["write-logged", "write-home-purged", "snapshot-create", "purge-pointers", "recall", "convert", "region-delete-other"]
 PAIRS = [("recall", "purge-pointers"), ("snapshot-delete-oldest", "write-home")]
