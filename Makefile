@@ -18,7 +18,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test crash check bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ demo: $(READY) ## do the whole main job once, on real data
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q
+
+crash: $(READY) ## cut every operation off at every store, and prove that planted bugs are found (SEED=, SECONDS=)
+	@PYTHONPATH=tests $(BIN)/python -m crash.run '$(SEED)' $(SECONDS)
 
 check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
 	$(BIN)/ruff check

@@ -322,6 +322,11 @@ def _check_leaves(walk: Walk, region: Region, entries: Entries, tables: Ints, pr
     past = indexes >= region.nblocks
     if past.any():
         walk.find("error", "level-1 table", f"logical block {int(indexes[past][0])}", f"is past the region's end ({region.nblocks})")
+    flags = region.record.get("flags")
+    foreign = word.BLOCK if flags & lay.VIRTBLOCK_MAPPING else word.ENTRY
+    if not flags & lay.CONVERTING and (kinds == foreign).any():
+        where = f"logical block {int(indexes[kinds == foreign][0])}"
+        walk.find("error", "level-1 table", where, f"is {word.KIND_NAMES[foreign]} in a region of {region.mapping} mapping")
     is_entry = kinds == word.ENTRY
     purged = kinds == word.SLOT
     purged[is_entry] = entries.name(values[is_entry], indexes[is_entry])

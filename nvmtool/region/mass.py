@@ -167,9 +167,10 @@ class MassStore:
             yield from self.iter_damage(slots[half:], crcs[half:])
 
     def punch(self, slots: SlotNumbers) -> None:
-        """Give slots back to the file system where it can take them."""
+        """Give slots back to the file system where it can take them; durable after `fence`."""
         for first, nslots in runs(np.unique(slots)):
             if self._can_punch:
+                self._dirty = True
                 with translated(self.path):
                     self._can_punch = sysio.punch_hole(self._fd, first * lay.BLOCK_SIZE, nslots * lay.BLOCK_SIZE)
 

@@ -78,6 +78,9 @@ class Pairing:
         """Say that nothing was left in free slots: after the checkpoint that gave all of them back."""
         if not self.is_settled:
             self.begin()
+            if self.mass is not None:
+                # What was given back must be gone before the image says so: nobody would look for it again.
+                self.mass.fence()
             self._root.put("mass_tag_before", self._root.get("mass_tag"))
             self._journal.commit()
             self._announced = self._durable = False

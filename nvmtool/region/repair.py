@@ -19,8 +19,15 @@ def apply_fixes(device: Device, walk: Walk) -> None:
     """
     journal = device.journal
     step = journal.max_words // 2
+    header = device.header
+    log = range(header.log_start * lay.WORDS_PER_BLOCK, (header.log_start + header.log_blocks) * lay.WORDS_PER_BLOCK)
     with device.transaction():
         for indexes, values in walk.fixes:
+            in_log = (indexes >= log.start) & (indexes < log.stop)
+            for index in indexes[in_log].tolist():
+                # No log record may name the log itself; these words mean nothing, so they go one by one.
+                device.store.store_word(index * 8, 0)
+            indexes, values = indexes[~in_log], values[~in_log]
             for start in range(0, len(indexes), step):
                 journal.set_words(indexes[start : start + step], values[start : start + step])
                 journal.commit()
