@@ -18,10 +18,10 @@ else \
 fi
 endef
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench fuzz faults crash-long clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	$(call make-venv,$(HOME_OF_NVMTOOL),.)
@@ -48,6 +48,15 @@ check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
 
 bench: $(READY) ## measure, side by side with qemu-img where it is installed
 	$(BIN)/python bench/run.py
+
+fuzz: $(READY) ## damage every bit, field and structure of small images (SEED=, BITS=64 for every bit of words that are 0 too)
+	$(BIN)/python -m tests.damage.fuzz $(if $(SEED),--seed $(SEED)) $(if $(BITS),--bits $(BITS))
+
+faults: $(READY) ## fail and kill each system call of each mutating command (SEED=)
+	$(BIN)/python -m tests.faults.run $(if $(SEED),--seed $(SEED))
+
+crash-long: $(READY) ## 2,000 kills of real commands at random moments (SEED=, KILLS=)
+	$(BIN)/python -m tests.faults.kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 clean: ## remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -102,7 +102,7 @@ class Flipper:
         files, keys = self.files, self.keys.get(offset // BLOCK, []) if file == 0 else list(self.image.model)
         good = files[file][offset]
         files[file][offset] = good ^ 1 << bit
-        outcome = self.probe.run(keys)
+        outcome = self.probe.run(keys, all_readers=False)
         if files[file][offset] != good ^ 1 << bit:
             outcome.faults.append("the damaged byte was written")
         files[file][offset] = good

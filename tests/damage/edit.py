@@ -55,7 +55,11 @@ def set_field(path: Path, base: int, dtype: np.dtype[np.void], field: str, value
     fields = dtype.fields
     assert fields is not None
     kind, start = fields[field][:2]
-    data = value.ljust(kind.itemsize, b"\0") if isinstance(value, bytes) else (value % (1 << 8 * kind.itemsize)).to_bytes(kind.itemsize, "little")
+    data = (
+        value.ljust(kind.itemsize, b"\0")
+        if isinstance(value, bytes)
+        else (value % (1 << 8 * kind.itemsize)).to_bytes(kind.itemsize, "little")
+    )
     raw[start : start + kind.itemsize] = data
     write_at(path, base, bytes(raw))
     if mended:

@@ -26,9 +26,22 @@ FREE_FIELDS = {
     "region record.next_state",
     "region record.size_blocks",
     "log.generation",
+    # Another tag before says that a process was cut off, which costs nothing.
+    "root.mass_tag",
+    "root.mass_tag_before",
 }
 FREE_HEADER_FIELDS = {"generation", "created"}
 _OF_EACH = 2
+_MOST_PARENT = 8
+
+
+def is_free(target: Word, payload: int) -> bool:
+    """Tell whether a rightly sealed value is as good as the one that is there."""
+    if target.name == "region record.flags":
+        return payload < 2 * lay.SWEEPING  # a deletion or conversion under way looks just so
+    if target.field == "parent":
+        return payload < _MOST_PARENT  # another snapshot, perhaps
+    return target.name in FREE_FIELDS
 
 
 def field_cases(image: Image) -> Iterator[Case]:
@@ -76,7 +89,7 @@ def word_values(whole: Anatomy, target: Word) -> dict[str, int]:
     }
     values = {f"value {label}": kind << word.VALUE_BITS | (number & word.VALUE_MASK) for label, number in bare.items()}
     values |= {f"payload {label}": number for label, number in (("0", 0), ("1", 1), ("max", word.PAYLOAD_MASK))}
-    values |= {f"kind {other}": other << word.VALUE_BITS | value for other in (0, 1, 2, 3, 4, 5, 6, 7, 8, 15)}
+    values |= {f"kind {other & 15}": (other & 15) << word.VALUE_BITS | value for other in (0, kind - 1, kind + 1, 15)}
     others = [each for each in whole.of(target.structure) if each.index != target.index]
     for each in others[:2] + others[-2:]:
         values[f"that of {each.field} at 0x{each.index * 8:x}"] = each.value >> 8
@@ -88,8 +101,9 @@ def _word_cases(target: Word, label: str, payload: int) -> Iterator[Case]:
         stored = word.seal(payload, target.place) if mended else payload << 8 | target.value & 0xFF
         sound = word.is_sealed(stored, target.place) or stored == 0
         demand = FOUND if sound else STRICT
-        if sound and target.name in FREE_FIELDS:
-            demand = FREE
+        if sound and is_free(target, payload):
+            # Another generation voids what the log holds.
+            demand = TORN if target.structure == "log" else FREE
         if mended or not sound:
             how = "mended" if mended else "as it was"
             name = f"{target.name} at 0x{target.index * 8:x}: {label}, checksum {how}"
@@ -115,7 +129,17 @@ def _numbers(dtype: np.dtype[np.void], field: str, end: int) -> dict[str, int | 
     if kind.kind != "u":
         return {"zeros": b"", "ones": b"\xff" * kind.itemsize, "text": b"NVMTOOL2"[: kind.itemsize]}
     top = (1 << 8 * kind.itemsize) - 1
-    return {"0": 0, "1": 1, "2": 2, "max": top, "max - 1": top - 1, "own offset": offset, "end - 1": end - 1, "end": end, "end + 1": end + 1}
+    return {
+        "0": 0,
+        "1": 1,
+        "2": 2,
+        "max": top,
+        "max - 1": top - 1,
+        "own offset": offset,
+        "end - 1": end - 1,
+        "end": end,
+        "end + 1": end + 1,
+    }
 
 
 def _header_cases(whole: Anatomy) -> Iterator[Case]:

@@ -16,6 +16,10 @@ from nvmtool.media import word
 from nvmtool.region import layout as lay
 from nvmtool.region.check import CheckResult, check_device
 from nvmtool.region.device import Device
+from nvmtool.region.extents import map_arrays
+from nvmtool.region.info import device_info
+from nvmtool.region.purge import purge
+from nvmtool.region.snapshots import diff_states, list_snapshots
 
 if TYPE_CHECKING:
     from .images import Image, Model, State
@@ -85,6 +89,18 @@ def listing(device: Device) -> list[tuple[str, int, list[str]]]:
     return [(region.name, region.nblocks, [record.name for record in region.snapshots]) for region in device.regions()]
 
 
+def overview(device: Device) -> bool:
+    """Ask for everything else that a reading command shows."""
+    device_info(device)
+    for region in device.regions():
+        for snapshot in list_snapshots(region):
+            map_arrays(region, snapshot.name)
+            list(diff_states(region, snapshot.name, None))
+        map_arrays(region)
+        purge(device, mode="pointer-elimination", region=region.name, dry_run=True)
+    return True
+
+
 class Probe:
     """Probes damages of one image; `keys` of the model are the states that are read each time."""
 
@@ -94,14 +110,13 @@ class Probe:
         with Device.open(image.path) as device:
             self.listing = listing(device)
 
-    def read(self, outcome: Outcome, keys: list[tuple[str, str | None]], *, list_names: bool = True) -> None:
+    def read(self, outcome: Outcome, keys: list[tuple[str, str | None]], *, all_readers: bool, same_names: bool) -> None:
         """Open the image and read states; note errors and differences."""
         image = self.image
         models = [image.model, *image.earlier]
         try:
             with Device.open(image.path) as device:
-                if list_names:
-                    self._try(outcome, lambda: listing(device) == self.listing or bool(image.earlier), "listing")
+                self._try(outcome, lambda: listing(device) == self.listing or not same_names, "listing")
                 right = set(range(len(models)))
                 for key in keys:
                     right &= self._read_one(outcome, device, models, key)
@@ -109,6 +124,8 @@ class Probe:
                     outcome.reads = "different"
                 elif 0 not in right and outcome.reads != "different":
                     outcome.reads = "earlier"
+                if all_readers:  # last: a dry run rehearses in this device's own view
+                    self._try(outcome, lambda: overview(device), "overview")
         except NvmtoolError as error:
             self._note(outcome, error)
 
@@ -146,14 +163,21 @@ class Probe:
         except NvmtoolError as error:
             outcome.check = type(error).__name__
 
-    def run(self, keys: list[tuple[str, str | None]] | None = None, *, scrub: bool = True, list_names: bool = True) -> Outcome:
+    def run(
+        self, keys: list[tuple[str, str | None]] | None = None, *, scrub: bool = True, all_readers: bool = True, same_names: bool = True
+    ) -> Outcome:
         """Check and read the image as it is now; every exception that is no NvmtoolError is a fault."""
         outcome = Outcome()
         started = time.monotonic()
         try:
             with limited():
                 self.check(outcome, scrub=scrub)
-                self.read(outcome, list(self.image.model) if keys is None else keys, list_names=list_names)
+                self.read(
+                    outcome,
+                    list(self.image.model) if keys is None else keys,
+                    all_readers=all_readers,
+                    same_names=same_names and not self.image.earlier,
+                )
         except Hang:
             outcome.faults.append(f"hang: more than {HANG_SECONDS} s")
         except Exception as error:  # noqa: BLE001 - what must never be is what is looked for
