@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .bits import Flipper
@@ -119,7 +119,7 @@ def summary(done: list[Figures], seed: int, bits: int, seconds: float) -> dict:
         "slowest_seconds": round(max(figures.slowest_seconds for figures in done), 3),
         "memory_growth_mib": round(max(figures.memory_growth_mib for figures in done), 1),
         "failures": [failure for figures in done for failure in figures.failures],
-        "images": [asdict(figures) for figures in done],
+        "images": [vars(figures) for figures in done],
         "seconds": round(seconds, 1),
     }
 
