@@ -43,7 +43,7 @@ COMMANDS = [
     Command("region create", "plain", ("region", "create", IMAGE, "other", "--size", "1M"), again=(0, 9)),
     Command("region delete", "purged", ("region", "delete", IMAGE, "vm"), again=(0, 9)),
     Command("region convert", "plain", ("region", "convert", IMAGE, "vm", "--mapping", "direct")),
-    Command("import", "plain", ("import", IMAGE, "source")),
+    Command("import", "plain", ("import", IMAGE, "import.raw")),
     Command("write", "plain", ("write", IMAGE, "--offset", "0"), stdin=random.Random(5).randbytes(3 * BLOCK)),
     Command("write of one block", "purged", ("write", IMAGE, "--offset", str(BLOCK)), stdin=random.Random(6).randbytes(BLOCK)),
     Command("discard", "plain", ("discard", IMAGE, "--offset", "0", "--length", str(2 * BLOCK))),
@@ -63,7 +63,7 @@ def make_templates(folder: Path) -> None:
     for name in ("empty", "plain", "purged", "direct", "leaky"):
         template = folder / name
         template.mkdir(parents=True)
-        (template / "source").write_bytes(random.Random(3).randbytes(5 * BLOCK))
+        (template / "import.raw").write_bytes(random.Random(3).randbytes(5 * BLOCK))
         if name == "empty":
             continue
         builder = Builder(template, 1, size_blocks=160)

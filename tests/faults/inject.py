@@ -83,7 +83,7 @@ def points(bench: Bench) -> list[Point]:
 def _subject(rest: str, folder: Path) -> str:
     """Return which file of the folder a traced call is about, or nothing."""
     rest = _CURRENT_FOLDER.sub("AT_FDCWD", rest)
-    for name in ("disk.nvm", "disk.mass", "out.raw", "source"):
+    for name in ("disk.nvm", "disk.mass", "out.raw", "import.raw"):
         if name in rest:
             return name
     return "a file without a name" if f"{folder}/#" in rest or "O_TMPFILE" in rest else "the folder" if '"."' in rest else ""
