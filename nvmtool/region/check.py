@@ -157,6 +157,10 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
         _check_headers(walk)
         _check_unused_words(walk)
         try:
+            device.journal.require_no_later_record()
+        except DamagedError as error:
+            walk.damaged("log", error)
+        try:
             regions = [device.any_region(record) for record in device.records]
             _check_root(walk, len(regions), scrub=scrub)
             _expect_record_blocks(walk, regions)

@@ -140,8 +140,8 @@ def judge(figures: BitRun, outcome: Outcome, name: str, where: str, *, in_log: b
     figures.checks[outcome.check] = figures.checks.get(outcome.check, 0) + 1
     if outcome.check == "clean" and not outcome.faults:
         figures.harmless[name] = figures.harmless.get(name, 0) + 1
-    # A record of the log with a wrong checksum is a torn one: its transaction has not happened.
-    torn = in_log and outcome.check == "clean" and outcome.reads in ("same", "earlier")
+    # The last record of the log with a wrong checksum is a torn one: its transaction has not happened.
+    torn = in_log and outcome.reads in ("same", "earlier")
     if outcome.silent or (not torn and (outcome.check == "clean" or outcome.reads == "earlier")):
         figures.failures.append(f"{where}: reads {outcome.reads}, check {outcome.check}, {outcome.faults + outcome.errors[:1]}")
 

@@ -1,4 +1,4 @@
-"""What `make faults` runs: every system call of every command that changes something, failed and killed; figures go to build/faults.json."""
+"""What `make faults` runs: the system calls of every command that changes something, failed and killed; figures go to build/faults.json."""
 
 from __future__ import annotations
 
