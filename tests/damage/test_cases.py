@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from nvmtool.errors import DamagedError
 from nvmtool.media import word
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
+from nvmtool.region.purge import purge
 from nvmtool.region.transfer import export_file
 
 from .anatomy import anatomy
@@ -78,6 +80,17 @@ def test_a_rightly_sealed_value_that_cannot_be_is_found(structure: str, field: s
     except DamagedError:
         return
     assert not result.clean
+
+
+@pytest.mark.parametrize(("structure", "field"), [("region record", "nvm_blocks"), ("region record", "slots"), ("root", "used_slots")])
+@pytest.mark.parametrize("payload", [0, word.PAYLOAD_MASK])
+def test_a_counter_that_cannot_be_counted_on_ends_a_purge_with_an_error(structure: str, field: str, payload: int, tmp_path: Path) -> None:
+    image = virtblock_image(tmp_path)
+    target = next(each for each in anatomy(image).of(structure) if each.field == field)
+    set_word(image.path, target, payload, mended=True)
+    with suppress(DamagedError), Device.open(image.path, writable=True) as device:
+        purge(device, mode="pointer-elimination")
+    assert not check_device(image.path).clean
 
 
 def test_a_folder_in_the_mass_stores_place_is_an_error_of_this_kind(tmp_path: Path) -> None:
