@@ -55,7 +55,7 @@ class Builder:
         self.path, self.mass = folder / "disk.nvm", folder / "disk.mass"
         self.random = random.Random(seed)
         # How much of a block is random; the rest is zeros.
-        self.random_bytes = BLOCK
+        self.random_bytes = 512
         self.model: Model = {}
         format_device(self.path, size_bytes=size_blocks * BLOCK, mass=self.mass, sparse=True, force=True)
         self.device = Device.open(self.path, writable=True)

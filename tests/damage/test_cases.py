@@ -17,7 +17,7 @@ from nvmtool.region.transfer import export_file
 
 from .anatomy import anatomy
 from .cases import run_cases
-from .edit import set_word, write_at
+from .edit import read_at, set_word, write_at
 from .fields import field_cases
 from .images import KINDS, direct_image, virtblock_image
 from .structures import structure_cases
@@ -91,6 +91,16 @@ def test_a_counter_that_cannot_be_counted_on_ends_a_purge_with_an_error(structur
     with suppress(DamagedError), Device.open(image.path, writable=True) as device:
         purge(device, mode="pointer-elimination")
     assert not check_device(image.path).clean
+
+
+def test_a_lost_array_block_is_found(tmp_path: Path) -> None:
+    image = virtblock_image(tmp_path)
+    for block in {each.index // 512 for each in anatomy(image).of("array header")}:
+        for lost in (bytes(4096), b"\xff" * 4096, bytes(32) + b"\xff" * 4064):
+            good = read_at(image.path, block * 4096, 4096)
+            write_at(image.path, block * 4096, lost)
+            assert not check_device(image.path).clean
+            write_at(image.path, block * 4096, good)
 
 
 def test_a_folder_in_the_mass_stores_place_is_an_error_of_this_kind(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_failed_store_or_fence_loses_nothing(name: str, templates: Path, tmp_p
     work = tmp_path / "work"
     work.mkdir()
     for at in range(1, counted.calls + 1):
-        for once, error in ((True, ERRORS[0]), (False, ERRORS[0]), (True, ERRORS[1])):
+        for once, error in ((True, ERRORS[0]), (False, ERRORS[at % 2])):
             for file in (IMAGE, MASS):
                 shutil.copyfile(templates / template / file, work / file)
             where = f"{name}: call {at} of {counted.calls}, once {once}, {error.__name__}"
