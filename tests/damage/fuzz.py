@@ -17,12 +17,14 @@ from pathlib import Path
 
 from .bits import Flipper
 from .cases import Case, CaseRun, run_cases
+from .commands import sample
 from .fields import field_cases
 from .images import KINDS, Image
 from .structures import structure_cases
 
 BIT_KINDS = ("virtblock", "direct", "logged")
 SAMPLED_CASES = 600
+PROCESS_SAMPLES = 8
 MOST_MIB = 200
 
 
@@ -33,6 +35,7 @@ class Figures:
     kind: str
     flips: int = 0
     skipped_words: int = 0
+    process_samples: int = 0
     cases: int = 0
     repaired: int = 0
     refused: int = 0
@@ -49,7 +52,10 @@ def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
         image = KINDS[kind](Path(folder), seed)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if bits and kind in BIT_KINDS:
-            run = Flipper(image).run(bits, seed, part, parts)
+            flipper = Flipper(image)
+            run = flipper.run(bits, seed, part, parts)
+            figures.failures += sample(flipper, seed + part, PROCESS_SAMPLES)
+            figures.process_samples = PROCESS_SAMPLES
             figures.flips, figures.skipped_words, figures.slowest_seconds = run.flips, run.skipped_words, run.slowest
             figures.failures += run.failures
             figures.outcomes.update({f"flip: reads {name}": count for name, count in run.reads.items()})
@@ -111,6 +117,7 @@ def summary(done: list[Figures], seed: int, bits: int, seconds: float) -> dict:
         "seed": seed,
         "bits_of_zero_words": bits,
         "flips": sum(figures.flips for figures in done),
+        "flips_through_processes": sum(figures.process_samples for figures in done),
         "cases": sum(figures.cases for figures in done),
         "repaired": sum(figures.repaired for figures in done),
         "refused": sum(figures.refused for figures in done),
