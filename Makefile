@@ -52,8 +52,8 @@ bench: $(READY) ## measure, side by side with qemu-img where it is installed
 fuzz: $(READY) ## damage every bit, field and structure of small images (SEED=, BITS=64 for every bit of words that are 0 too)
 	$(BIN)/python -m tests.damage.fuzz $(if $(SEED),--seed $(SEED)) $(if $(BITS),--bits $(BITS))
 
-faults: $(READY) ## fail and kill each system call of each mutating command (SEED=)
-	$(BIN)/python -m tests.faults.run $(if $(SEED),--seed $(SEED))
+faults: $(READY) ## fail and kill system calls of every command that changes something (SEED=, MOST=1000 for each of them)
+	$(BIN)/python -m tests.faults.run $(if $(SEED),--seed $(SEED)) $(if $(MOST),--most $(MOST))
 
 crash-long: $(READY) ## 2,000 kills of real commands at random moments (SEED=, KILLS=)
 	$(BIN)/python -m tests.faults.kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))

@@ -141,6 +141,9 @@ class Bench:
         found = [] if killed else self._message_problems(done, mute=mute)
         allowed = {path.name for path in self.template.iterdir()} | set(self.command.makes)
         extra = {path.name for path in self.work.iterdir()} - allowed - {"trace"}
+        if killed and self.command.replaces:
+            # A new file takes an old one's place through a second name.
+            extra = {name for name in extra if not name.startswith((f".{IMAGE}.", f".{MASS}."))}
         if extra:
             found.append(f"left behind: {sorted(extra)}")
         found += self._state_problems(complete=not killed and done.returncode == 0)
