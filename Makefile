@@ -18,10 +18,10 @@ else \
 fi
 endef
 
-.PHONY: help install demo test crash check bench clean
+.PHONY: help install demo test check bench crash fuzz faults crash-long clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	$(call make-venv,$(HOME_OF_NVMTOOL),.)
@@ -41,7 +41,7 @@ test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q
 
 crash: $(READY) ## cut every operation off at every store, and prove that planted bugs are found (SEED=, SECONDS=)
-	@PYTHONPATH=tests $(BIN)/python -m crash.run '$(SEED)' $(SECONDS)
+	$(BIN)/python -m tests.crash.run '$(SEED)' $(SECONDS)
 
 check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
 	$(BIN)/ruff check
@@ -51,6 +51,15 @@ check: $(READY) ## ruff, mypy --strict, and whether the documents are fresh
 
 bench: $(READY) ## measure, side by side with qemu-img where it is installed
 	$(BIN)/python bench/run.py
+
+fuzz: $(READY) ## damage every bit, field and structure of small images (SEED=, BITS=64 for every bit of words that are 0 too)
+	$(BIN)/python -m tests.damage.fuzz $(if $(SEED),--seed $(SEED)) $(if $(BITS),--bits $(BITS))
+
+faults: $(READY) ## fail and kill system calls of every command that changes something (SEED=, MOST=1000 for each of them)
+	$(BIN)/python -m tests.faults.run $(if $(SEED),--seed $(SEED)) $(if $(MOST),--most $(MOST))
+
+crash-long: $(READY) ## 2,000 kills of real commands at random moments (SEED=, KILLS=)
+	$(BIN)/python -m tests.faults.kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 clean: ## remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -247,16 +247,11 @@ class Journal:
             head = np.frombuffer(view, LOG_RECORD, 1, self._tail)[0]
             nwords, nblocks = int(head["nwords"]), int(head["nblocks"])
             size = LOG_RECORD.itemsize + 16 * nwords + (8 + PAGE) * nblocks
-            if (
-                bytes(head["magic"]) != RECORD_MAGIC
-                or int(head["generation"]) != self.generation
-                or int(head["sequence"]) != self.sequence
-                or self._tail + size > self._end
-            ):
+            if bytes(head["magic"]) != RECORD_MAGIC or int(head["generation"]) != self.generation or int(head["sequence"]) != self.sequence:
                 return
-            record = bytearray(view[self._tail : self._tail + size])
-            record[_CRC_OFFSET : LOG_RECORD.itemsize] = bytes(4)
-            if crc32c(record) != int(head["crc"]):
+            record = self._whole_record(self._tail)
+            if record is None:
+                self.require_no_later_record()
                 return
             body = np.frombuffer(record, "<u8", 2 * nwords + nblocks, LOG_RECORD.itemsize)
             indexes, values, blocks = np.split(body, [nwords, 2 * nwords])
@@ -265,6 +260,33 @@ class Journal:
             yield indexes.astype(np.int64), values, blocks.astype(np.int64), contents
             self.sequence += 1
             self._tail += -(-size // PAGE) * PAGE
+
+    def _whole_record(self, offset: int) -> bytearray | None:
+        """Return a record, its checksum taken as 0, where there is one that fits the log and whose checksum is right."""
+        view = self.store.view.data
+        head = np.frombuffer(view, LOG_RECORD, 1, offset)[0]
+        size = LOG_RECORD.itemsize + 16 * int(head["nwords"]) + (8 + PAGE) * int(head["nblocks"])
+        if offset + size > self._end:
+            return None
+        record = bytearray(view[offset : offset + size])
+        record[_CRC_OFFSET : LOG_RECORD.itemsize] = bytes(4)
+        return record if crc32c(record) == int(head["crc"]) else None
+
+    def require_no_later_record(self) -> None:
+        """Raise DamagedError when a whole record of this generation stands behind the last one that was replayed.
+
+        A record is written when the one before it is durable, so that no crash leaves this: the one before was damaged later. Looks at
+        each block of the log; opening does so only where a record seems to be torn.
+        """
+        pages = self.store.view[self._start : self._end].reshape(-1, PAGE)
+        heads = pages[(self._tail - self._start) // PAGE :, : LOG_RECORD.itemsize].copy().view(LOG_RECORD).reshape(-1)
+        behind = (heads["magic"] == RECORD_MAGIC) & (heads["generation"] == self.generation) & (heads["sequence"] > self.sequence)
+        for position in np.flatnonzero(behind).tolist():
+            if self._whole_record(self._tail + position * PAGE) is not None:
+                raise DamagedError(
+                    f"log record {self.sequence} at 0x{self._tail:x}: is damaged, for record {int(heads['sequence'][position])} "
+                    "behind it is whole"
+                )
 
     def _check_targets(self, indexes: Words, blocks: Words) -> None:
         pages = np.concatenate([indexes // _WORDS_PER_PAGE, blocks])

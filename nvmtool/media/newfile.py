@@ -15,6 +15,7 @@ from .store import translated
 class NewFile:
     """A nameless file in the target's folder that `publish` gives its name; killed before that, it leaves nothing behind.
 
+    Only one that replaces a file has a second, hidden name for a moment, `.NAME.PID`, which a kill in just that moment leaves.
     A target that is a block or character device, or a pipe, is opened and written in place.
     """
 
@@ -76,16 +77,30 @@ class NewFile:
                 return
             folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                if self._temporary is None:
-                    self._temporary = self._hidden_name()
-                    # A folder descriptor makes Python call linkat, which alone follows the link in /proc.
-                    os.link(f"/proc/self/fd/{self.fd}", self._temporary, src_dir_fd=folder, follow_symlinks=True)
-                os.rename(self._temporary, self._target)
-                self._temporary = None
+                if self._temporary is not None or not self._link(self._target, folder):
+                    self._replace(folder)
                 if durable:
                     os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def _replace(self, folder: int) -> None:
+        """Take the target's place; killed between the two steps, the second name is left."""
+        if self._temporary is None:
+            self._temporary = self._hidden_name()
+            self._temporary.unlink(missing_ok=True)  # of a process with this number, long ago
+            self._link(self._temporary, folder)
+        os.rename(self._temporary, self._target)
+        self._temporary = None
+
+    def _link(self, name: Path, folder: int) -> bool:
+        """Give the nameless file a name in one step; False when something has that name already."""
+        try:
+            # A folder descriptor makes Python call linkat, which alone follows the link in /proc.
+            os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file; one that was not published disappears."""

@@ -70,7 +70,9 @@ def _syndrome(word: int, where: int) -> int:
 
 
 def seal(payload: int, where: int) -> int:
-    """Return the word that holds a payload of 56 bits at a place."""
+    """Return the word that holds a payload of 56 bits at a place; raises DamagedError for a number that has become another."""
+    if payload >> 56:
+        raise DamagedError(f"a counter would become {payload}: what it counts or the counter itself is damaged; see what check finds")
     word = payload << 8
     return word | _syndrome(word, where)
 

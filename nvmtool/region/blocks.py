@@ -29,6 +29,8 @@ _GROUP = 512
 _POOL = 512
 _WINDOW_GROUPS = 64
 _COUNT_LIMIT = 1 << 32
+# Which of the 16 kinds a count word may have.
+_COUNTED = np.isin(np.arange(16), (word.TABLE, word.BLOCK, word.ARRAY, word.LEAF))
 
 
 class Blocks:
@@ -154,7 +156,12 @@ class Blocks:
             kinds[used], counts[used] = self.counts(blocks[used])
             return kinds, counts
         payloads = word.unseal_array(words, self._places(blocks), "count word", self._offsets(blocks))
-        return payloads >> np.uint64(word.VALUE_BITS), payloads & np.uint64(word.VALUE_MASK)
+        kinds, counts = payloads >> np.uint64(word.VALUE_BITS), payloads & np.uint64(word.VALUE_MASK)
+        wrong = ~_COUNTED[kinds] | (counts == 0) | (counts >= _COUNT_LIMIT)
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            word.damaged("count word", int(self._offsets(blocks)[first]), int(words[first]), f"of block {int(blocks[first])} is no count")
+        return kinds, counts
 
     def count(self, block: int, kind: int) -> int:
         """Return the reference count of one used block that must be of a kind; raises DamagedError."""
@@ -246,6 +253,10 @@ class Blocks:
             offsets = ((self._groups + first + present) * 8).astype(np.uint64)
             payloads = word.unseal_array(words[present], places, "group word", offsets)
             used[present] = (payloads & np.uint64(word.VALUE_MASK)).astype(np.int64)
+            wrong = (payloads >> np.uint64(word.VALUE_BITS) != word.GROUP) | (used[present] == 0) | (used[present] > _GROUP)
+            if wrong.any():
+                bad = int(np.flatnonzero(wrong)[0])
+                word.damaged("group word", int(offsets[bad]), int(words[present][bad]), "is no number of used blocks")
         return used
 
     def _add_used(self, blocks: BlockNumbers, sign: int) -> None:

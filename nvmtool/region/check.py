@@ -157,6 +157,10 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
         _check_headers(walk)
         _check_unused_words(walk)
         try:
+            device.journal.require_no_later_record()
+        except DamagedError as error:
+            walk.damaged("log", error)
+        try:
             regions = [device.any_region(record) for record in device.records]
             _check_root(walk, len(regions), scrub=scrub)
             _expect_record_blocks(walk, regions)
@@ -255,6 +259,10 @@ def _check_region(walk: Walk, region: Region) -> None:
 def _check_records(walk: Walk, region: Region) -> None:
     """Read every field of every record: each seal is verified, and names and ids must be different."""
     seen: set[object] = set()
+    flags = region.record.get("flags")
+    if flags >= 2 * lay.SWEEPING:
+        walk.find("error", "record", f"region {region.name!r}", f"flags 0x{flags:x} are not known")
+    states = {0, *(record.id for record in region.snapshots)}
     next_state = region.record.get("next_state")
     for record in (region.record, *region.snapshots):
         try:
@@ -265,8 +273,9 @@ def _check_records(walk: Walk, region: Region) -> None:
                 if each in seen or (isinstance(each, int) and not 0 < each < next_state):
                     walk.find("error", "record", f"region {region.name!r}", f"id or name {each!r} is used twice or out of range")
                 seen.add(each)
-            for name in ("created", "mapped", "parent"):
+            for name in ("created", "mapped"):
                 record.get(name)
+            _check_parent(walk, region, record, states)
             record.check_spare()
         except DamagedError as error:
             walk.damaged("record", error)
@@ -277,6 +286,17 @@ def _check_records(walk: Walk, region: Region) -> None:
             f"region {region.name!r}",
             f"nsnapshots is {region.record.get('nsnapshots')}, there are {len(list(region.snapshots))}",
         )
+
+
+def _check_parent(walk: Walk, region: Region, record: Record, states: set[int]) -> None:
+    parent = record.get("parent")
+    where = f"region {region.name!r} {record.name!r}"
+    if record is not region.record and parent & lay.SNAPSHOT_DELETING:
+        parent &= ~lay.SNAPSHOT_DELETING
+        if not region.record.get("flags") & (lay.DELETING | lay.SWEEPING):
+            walk.find("error", "record", where, "is marked as being deleted, but its region's flags do not say so")
+    if parent not in states or (record is not region.record and parent == record.id):
+        walk.find("error", "record", where, f"parent is {parent}, which is the id of no other snapshot")
 
 
 def _check_tables(walk: Walk, region: Region, entries: Entries, roots: Ints) -> tuple[int, int]:
@@ -323,10 +343,10 @@ def _check_leaves(walk: Walk, region: Region, entries: Entries, tables: Ints, pr
     if past.any():
         walk.find("error", "level-1 table", f"logical block {int(indexes[past][0])}", f"is past the region's end ({region.nblocks})")
     flags = region.record.get("flags")
-    foreign = word.BLOCK if flags & lay.VIRTBLOCK_MAPPING else word.ENTRY
-    if not flags & lay.CONVERTING and (kinds == foreign).any():
-        where = f"logical block {int(indexes[kinds == foreign][0])}"
-        walk.find("error", "level-1 table", where, f"is {word.KIND_NAMES[foreign]} in a region of {region.mapping} mapping")
+    foreign = kinds == (word.BLOCK if flags & lay.VIRTBLOCK_MAPPING else word.ENTRY)
+    if foreign.any() and not flags & lay.CONVERTING:
+        what = f"names {word.KIND_NAMES[int(kinds[foreign][0])]}, but the region has {region.mapping} mapping"
+        walk.find("error", "level-1 table", f"logical block {int(indexes[foreign][0])}", what)
     is_entry = kinds == word.ENTRY
     purged = kinds == word.SLOT
     purged[is_entry] = entries.name(values[is_entry], indexes[is_entry])

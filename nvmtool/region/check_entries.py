@@ -41,8 +41,10 @@ class Entries:
             try:
                 for blocks in self._virtblocks.iter_array(state.get_pointer("array", word.ARRAY), _BLOCKS_AT_ONCE):
                     walk.expect(blocks, word.ARRAY, "virtblock array")
+                    # Before anything is read of them: the rows of damaged blocks are there too.
+                    parts.append(_Part(len(blocks)))
                     self._check_heads(blocks, state_id)
-                    parts.append(self._check_block_entries(blocks))
+                    self._check_block_entries(blocks, parts[-1])
             except DamagedError as error:
                 walk.damaged("virtblock array", error)
         self._homes, self._counts, self._purged = (np.concatenate([getattr(part, name) for part in parts]) for name in _Part.FIELDS)
@@ -95,7 +97,7 @@ class Entries:
             what = f"belongs to state {owners[position]}, is in the array of state {state_id}"
             self._walk.find("error", "virtblock array", f"block {blocks[position]}", what)
 
-    def _check_block_entries(self, blocks: Ints) -> _Part:
+    def _check_block_entries(self, blocks: Ints, part: _Part) -> None:
         walk, virtblocks = self._walk, self._virtblocks
         table = walk.device.journal.array[blocks[:, None] * lay.WORDS_PER_BLOCK + np.arange(lay.WORDS_PER_BLOCK)]
         halves = table[:, 2 * lay.FIRST_ENTRY :].reshape(len(blocks), -1, 2) != 0
@@ -112,10 +114,8 @@ class Entries:
         kinds, values = virtblocks.targets(addresses, homes)
         walk.expect(values[kinds == word.BLOCK], word.BLOCK, "virtblock entry")
         walk.expect_slots(values[kinds == word.SLOT], "virtblock entry")
-        part = _Part(len(blocks))
         at = rows * _PER_BLOCK + cells
         part.homes[at], part.counts[at], part.purged[at] = homes, counts, kinds == word.SLOT
-        return part
 
 
 class _Part:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import NoSpaceError, NotFoundError, UsageError
+from ..errors import DamagedError, NoSpaceError, NotFoundError, UsageError
 from ..media import word
 from ..media.journal import run_arrays
 from . import layout as lay
@@ -37,6 +37,8 @@ class Region:
         self.device: Device = device
         self.record: Record = record
         self.id = record.id
+        if self.id != record.number + 1:
+            raise DamagedError(f"region table entry {record.number} at 0x{record.base * 8:x}: id is {self.id}, must be {record.number + 1}")
         self.name = record.name
         self.nblocks = record.get("size_blocks")
         self.snapshots: RecordTable = RecordTable(

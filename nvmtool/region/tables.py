@@ -207,7 +207,7 @@ class Tables:
         in_area = (blocks >= self._blocks.start) & (blocks < self._blocks.end)
         is_entry = (kinds == word.ENTRY) & ((values & lay.ENTRIES_PER_ARRAY_BLOCK - 1) >= lay.FIRST_ENTRY)
         is_slot = (kinds == word.SLOT) & (values > 0) & (values < lay.MAX_SLOTS)
-        sound = (kinds == 0) | (in_area & ((kinds == word.BLOCK) | is_entry)) | is_slot
+        sound = (words == 0) | (in_area & ((kinds == word.BLOCK) | is_entry)) | is_slot
         if not sound.all():
             first = int(np.flatnonzero(~sound.ravel())[0])
             kind = int(kinds.ravel()[first])

@@ -33,6 +33,7 @@ STREAM = "-"
 _CHUNK = 16 << 20
 _READ_BLOCKS = 4096
 _EXPORT_LEAVES = 8
+_COUNTED_LEAVES = 256
 # Runs from here on are mapped in one go before they are copied.
 _RUN_BLOCKS = 32
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -97,6 +98,7 @@ def export_file(region: Region, dst: str, snapshot: str | None = None, progress:
     """
     region.flush()
     started = time.monotonic()
+    _require_all_pointers(region, snapshot)
     if dst == STREAM:
         data = _export_stream(region, snapshot, 1, progress)
     else:
@@ -225,6 +227,22 @@ def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarra
         kinds, values = pages.tables.decode(words[present], indexes[present])
         kinds, values = pages.follow(kinds, values, indexes[present])
         yield indexes[present], kinds, values
+
+
+def _require_all_pointers(region: Region, snapshot: str | None) -> None:
+    """Raise DamagedError where a state has more or fewer words than its record counts: one that was zeroed looks like a hole."""
+    record = region.record if snapshot is None else region.snapshot(snapshot)
+    nblocks = 0
+    for indexes, words in region.pages.tables.iter_words(region.root_of(snapshot), _COUNTED_LEAVES):
+        present = words != 0
+        nblocks += int(present.sum())
+        if indexes[-1] >= region.nblocks and present[indexes >= region.nblocks].any():
+            raise DamagedError(f"{region.device.path}: region {region.name!r} maps blocks past its end ({region.nblocks})")
+    if nblocks != record.get("mapped"):
+        raise DamagedError(
+            f"{region.device.path}: region {region.name!r}: {nblocks} blocks are mapped in {snapshot or '@current'}, "
+            f"its record counts {record.get('mapped')}; see: nvmtool check {region.device.path}"
+        )
 
 
 def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress: Progress) -> int:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from crash.bases import MAPPINGS, base
-from crash.bugs import BUGS
-from crash.enumeration import Effort, Enumerator
-from crash.model import BLOCK
-from crash.operations import operations
-from crash.oracle import RepairOracle
-from crash.planting import planted
-from crash.proof import prove
-from crash.recorder import Recording
-from crash.selfproof import find_bug
-from crash.special import formats, repairs
-from crash.workloads import record
+from tests.crash.bases import MAPPINGS, base
+from tests.crash.bugs import BUGS
+from tests.crash.enumeration import Effort, Enumerator
+from tests.crash.model import BLOCK
+from tests.crash.operations import operations
+from tests.crash.oracle import RepairOracle
+from tests.crash.planting import planted
+from tests.crash.proof import prove
+from tests.crash.recorder import Recording
+from tests.crash.selfproof import find_bug
+from tests.crash.special import formats, repairs
+from tests.crash.workloads import record
 from nvmtool.region.header import decode_header
 
 SEED = 1

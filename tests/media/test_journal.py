@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nvmtool.errors import StorageError
+from nvmtool.errors import DamagedError, StorageError
 from nvmtool.media.journal import Journal
 from nvmtool.media.store import FileStore
 
@@ -33,6 +33,49 @@ def _store(path: Path, *, writable: bool = True) -> FileStore:
 
 def _open(path: Path, *, writable: bool = True) -> Journal:
     return Journal(_store(path, writable=writable), *LOG, writable=writable)
+
+
+def _with_three_records(path: Path) -> list[int]:
+    """Write an image whose log holds three records; return their offsets."""
+    _new(path)
+    journal = _open(path)
+    for value in range(3):
+        journal.set_word(WORD, value + 1)
+        journal.commit()
+    return [(LOG[0] + 1 + number) * 4096 for number in range(3)]
+
+
+def _flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("inside", [36, 40, 48])
+def test_a_damaged_record_before_a_whole_one_is_an_error(tmp_path: Path, inside: int) -> None:
+    path = tmp_path / "image"
+    _flip(path, _with_three_records(path)[1] + inside)
+    with pytest.raises(DamagedError, match="log record 1"):
+        _open(path, writable=False)
+    with pytest.raises(DamagedError, match="log record 1"):
+        _open(path)
+
+
+@pytest.mark.parametrize("inside", [0, 8, 16])
+def test_a_record_whose_first_fields_are_damaged_is_found_by_who_looks(tmp_path: Path, inside: int) -> None:
+    path = tmp_path / "image"
+    _flip(path, _with_three_records(path)[1] + inside)
+    journal = _open(path, writable=False)
+    with pytest.raises(DamagedError, match="log record 1"):
+        journal.require_no_later_record()
+
+
+def test_a_torn_last_record_has_not_happened(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    _flip(path, _with_three_records(path)[2] + 40)
+    journal = _open(path, writable=False)
+    assert journal.words[WORD] == 2
+    journal.require_no_later_record()
 
 
 def test_committed_words_are_there_after_a_crash_and_uncommitted_ones_are_not(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""What `make fuzz` runs: every bit, every field and every structure damage on small images of each kind; figures go to build/fuzz.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .bits import Flipper
+from .cases import Case, CaseRun, run_cases
+from .commands import sample
+from .fields import field_cases
+from .images import KINDS, Image
+from .structures import structure_cases
+
+BIT_KINDS = ("virtblock", "direct", "logged")
+SAMPLED_CASES = 600
+PROCESS_SAMPLES = 8
+MOST_MIB = 200
+
+
+@dataclass
+class Figures:
+    """What one process did."""
+
+    kind: str
+    flips: int = 0
+    skipped_words: int = 0
+    process_samples: int = 0
+    cases: int = 0
+    repaired: int = 0
+    refused: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    slowest_seconds: float = 0.0
+    memory_growth_mib: float = 0.0
+
+
+def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
+    """Do one part of the work on an image of a kind, in this process."""
+    figures = Figures(kind)
+    with tempfile.TemporaryDirectory(dir=ram_folder()) as folder:
+        image = KINDS[kind](Path(folder), seed)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if bits and kind in BIT_KINDS:
+            flipper = Flipper(image)
+            run = flipper.run(bits, seed, part, parts)
+            figures.failures += sample(flipper, seed + part, PROCESS_SAMPLES)
+            figures.process_samples = PROCESS_SAMPLES
+            figures.flips, figures.skipped_words, figures.slowest_seconds = run.flips, run.skipped_words, run.slowest
+            figures.failures += run.failures
+            figures.outcomes.update({f"flip: reads {name}": count for name, count in run.reads.items()})
+            figures.outcomes.update({f"flip: check {name}": count for name, count in run.checks.items()})
+        cases: CaseRun = run_cases(image, chosen_cases(image, kind, seed)[part::parts])
+        figures.cases, figures.repaired, figures.refused = cases.cases, cases.repaired, cases.refused
+        figures.failures += cases.failures
+        figures.outcomes.update(cases.outcomes)
+        figures.slowest_seconds = max(figures.slowest_seconds, cases.slowest)
+        figures.memory_growth_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if figures.memory_growth_mib > MOST_MIB:
+        figures.failures.append(f"{kind}: memory grew by {figures.memory_growth_mib:.0f} MiB")
+    return figures
+
+
+def chosen_cases(image: Image, kind: str, seed: int) -> list[Case]:
+    """Return all cases of the small images, and a sample of those of a large one."""
+    structures = list(structure_cases(image))
+    if kind in BIT_KINDS:
+        return [*field_cases(image), *structures]
+    return random.Random(seed).sample(structures, min(len(structures), SAMPLED_CASES))
+
+
+def ram_folder() -> str | None:
+    """Return a folder in memory, where there is one: hundreds of thousands of small stores are no work for a disk."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def main() -> int:
+    """Run, print and write the figures; 1 when anything broke the promise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=None, help="repeat a run")
+    parser.add_argument("--bits", type=int, default=1, help="bits to flip in each word that is 0, of 64; 0 leaves bits out")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which images")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=Path("build/fuzz.json"))
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    started = time.monotonic()
+    work = [(kind, seed, options.bits, part, options.jobs) for kind in options.kinds.split(",") for part in range(options.jobs)]
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        done = pool.starmap(run_part, work, chunksize=1)
+    report = summary(done, seed, options.bits, time.monotonic() - started)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    for key, value in report.items():
+        if key not in ("failures", "images"):
+            print(f"{key:18} {value}")
+    for failure in report["failures"][:40]:
+        print("FAILURE", failure)
+    return 1 if report["failures"] else 0
+
+
+def summary(done: list[Figures], seed: int, bits: int, seconds: float) -> dict:
+    """Add the parts up."""
+    outcomes: Counter[str] = sum((figures.outcomes for figures in done), Counter())
+    return {
+        "seed": seed,
+        "bits_of_zero_words": bits,
+        "flips": sum(figures.flips for figures in done),
+        "flips_through_processes": sum(figures.process_samples for figures in done),
+        "cases": sum(figures.cases for figures in done),
+        "repaired": sum(figures.repaired for figures in done),
+        "refused": sum(figures.refused for figures in done),
+        "outcomes": dict(sorted(outcomes.items())),
+        "skipped_words_of_blocks_that_nothing_reads": sum({figures.kind: figures.skipped_words for figures in done}.values()),
+        "slowest_seconds": round(max(figures.slowest_seconds for figures in done), 3),
+        "memory_growth_mib": round(max(figures.memory_growth_mib for figures in done), 1),
+        "failures": [failure for figures in done for failure in figures.failures],
+        "images": [vars(figures) for figures in done],
+        "seconds": round(seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

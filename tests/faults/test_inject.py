@@ -1,0 +1,35 @@
+"""A few of the faults of `make faults`, and a few of the kills of `make crash-long`."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .commands import COMMANDS, Bench, make_templates
+from .inject import faults, have_strace, points, run_fault
+from .kills import run_chain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CHANGING = ("pwritev2", "pwrite64", "pwritev", "fdatasync", "fsync", "rename", "linkat")
+
+
+@pytest.mark.skipif(not have_strace(), reason="strace is not installed")
+@pytest.mark.parametrize("name", ["write of one block", "purge virtblock", "format"])
+def test_failed_and_killed_system_calls_lose_nothing(name: str, tmp_path: Path) -> None:
+    make_templates(tmp_path / "templates")
+    command = next(each for each in COMMANDS if each.name == name)
+    bench = Bench(command, tmp_path / "templates" / command.template, tmp_path / "work")
+    every = [fault for fault in faults(points(bench)) if fault.point.call in _CHANGING]
+    for fault in random.Random(name).sample(every, 4):
+        _, problems = run_fault(bench, fault)
+        assert problems == [], str(fault)
+
+
+def test_a_chain_of_killed_commands_loses_nothing() -> None:
+    figures = run_chain(seed=1, kills=4)
+    assert figures.failures == []
+    assert figures.kills >= 4
