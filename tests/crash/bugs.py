@@ -19,6 +19,7 @@ from nvmtool.region.virtblock import Virtblocks
 from .planting import Edit, Plant, plant
 
 _COMMIT, _HOME, _RECORDS = Journal._commit_durably, Journal._move_home, Journal._iter_records
+_WHOLE = Journal._whole_record
 
 
 FENCES = [
@@ -99,7 +100,7 @@ LOG = [
         "the CRC covers the record's head alone",
         (
             Edit(Journal._append, "= crc32c(record).to", "= crc32c(record[:LOG_RECORD.itemsize + 16]).to"),
-            Edit(_RECORDS, "crc32c(record) != int", "crc32c(record[:LOG_RECORD.itemsize + 16]) != int"),
+            Edit(_WHOLE, "crc32c(record) == int", "crc32c(record[:LOG_RECORD.itemsize + 16]) == int"),
         ),
     ),
     plant(
@@ -108,18 +109,18 @@ LOG = [
         "self.store.store_durable(self._tail, [record])",
         "self.store.store_durable(self._tail, [record[:64]]); self.store.store_durable(self._tail + 64, [record[64:]])",
     ),
-    plant("replay skips the CRC", _RECORDS, 'crc32c(record) != int(head["crc"])', "False"),
+    plant("replay skips the CRC", _WHOLE, 'crc32c(record) == int(head["crc"])', "True"),
     plant(
         "replay skips the generation",
         _RECORDS,
-        '            or int(head["generation"]) != self.generation\n',
+        ' or int(head["generation"]) != self.generation',
         "",
         "snapshot-create+checkpoint+write-logged",
     ),
     plant(
         "replay skips the sequence",
         _RECORDS,
-        '            or int(head["sequence"]) != self.sequence\n',
+        ' or int(head["sequence"]) != self.sequence',
         "",
         redundant="the generation says which records are of this log, and in a log they stand in order",
     ),
@@ -133,8 +134,8 @@ LOG = [
     plant(
         "replay goes on behind a bad record",
         _RECORDS,
-        '        if crc32c(record) != int(head["crc"]):\n            return\n',
-        '        if crc32c(record) != int(head["crc"]):\n            self._tail += PAGE\n            continue\n',
+        "        self.require_no_later_record()\n            return\n",
+        "        self._tail += PAGE\n            continue\n",
         redundant="a record is durable before the next one is stored, so nothing valid stands behind a bad one",
     ),
     plant("replay applies no words", Journal._replay, "self.array[indexes] = values", "pass"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nvmtool.region.header import decode_header
 from tests.crash.bases import MAPPINGS, base
 from tests.crash.bugs import BUGS
 from tests.crash.enumeration import Effort, Enumerator
@@ -18,7 +19,6 @@ from tests.crash.recorder import Recording
 from tests.crash.selfproof import find_bug
 from tests.crash.special import formats, repairs
 from tests.crash.workloads import record
-from nvmtool.region.header import decode_header
 
 SEED = 1
 EFFORT = Effort(most=7, samples=2, prove_one_of=1000, depth=1)
