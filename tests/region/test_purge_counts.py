@@ -12,7 +12,7 @@ from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
 from nvmtool.region.purge import purge
-from nvmtool.region.snapshots import create_snapshot, delete_snapshot
+from nvmtool.region.snapshots import create_snapshot, delete_snapshot, list_snapshots
 
 BLOCK, SHARED, S = 4096, 50, 6
 
@@ -81,3 +81,19 @@ def test_deleting_gives_the_storage_of_slots_back(path: Path) -> None:
             delete_snapshot(device.region(), f"s{number}")
         assert device.slots.used == 0
     assert before - path.with_name("disk.mass").stat().st_blocks >= SHARED * BLOCK // 512
+
+
+def test_purged_bytes_are_counted_where_a_snapshot_has_no_table_of_its_own(tmp_path: Path) -> None:
+    path, per_table = tmp_path / "disk.nvm", 512 * BLOCK
+    format_device(path, size_bytes=32 << 20, mass=tmp_path / "disk.mass", sparse=True)
+    with Device.open(path, writable=True) as device:
+        region = device.create_region("vm1", 3 * per_table)
+        for table in range(3):
+            region.write(table * per_table, b"a" * BLOCK * 2)
+        create_snapshot(region, "all")
+        region.discard(0, per_table)
+        create_snapshot(region, "two")
+        region.discard(0, 3 * per_table)
+        create_snapshot(region, "none")
+        purge(device, mode="virtblock")
+        assert [each.purged_bytes // BLOCK for each in list_snapshots(region)] == [6, 4, 0]
