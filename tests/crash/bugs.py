@@ -32,14 +32,21 @@ FENCES = [
         "repair-unused",
         redundant="nothing stores without changing words but a repair of unused ones, and the commit that follows it fences",
     ),
-    plant("fence dropped: home before the records are void", _HOME, "        self.store.fence()\n        following", "        following"),
+    plant(
+        "fence dropped: home before the records are void",
+        _HOME,
+        "        self.store.fence()\n        following",
+        "        following",
+        "write-logged",
+    ),
     plant(
         "fence dropped: records void before their space is used",
         _HOME,
         "following)\n        # The records must be void before the space they were written in is used again.\n        self.store.fence()",
         "following)",
+        "write-logged",
     ),
-    plant("fence dropped: the log record", Journal._append, "store_durable(", "store_bytes("),
+    plant("fence dropped: the log record", Journal._append, "store_durable(", "store_bytes(", "write-logged"),
     plant("fence dropped: format, before the headers", formatting._write_image, "    opened.fence()\n    block", "    block", "format"),
     plant(
         "fence dropped: format, the headers", formatting._write_image, "    opened.fence()\n    opened.close", "    opened.close", "format"
@@ -47,7 +54,7 @@ FENCES = [
     plant(
         "fence dropped: copies on the mass store", copying.copy_to_mass, "        device.mass.fence()\n", "", "purge-pointers", "purge-part"
     ),
-    plant("fence dropped: the mass store's tag", MassStore.show_tag, "        self.fence()\n", "", "purge-pointers"),
+    plant("fence dropped: the mass store's tag", MassStore.show_tag, "        self.fence()\n", "", "region-delete"),
     plant(
         "fence dropped: slots given back before the image says so",
         Pairing.settle,
@@ -73,20 +80,23 @@ LOG = [
         _HOME,
         "        for first, length in runs(pages):",
         "        self.store.store_word(self._start, word.pointer(word.NUMBER, self.generation + 1, _GENERATION_PLACE))\n        for first, length in runs(pages):",
+        "write-logged",
     ),
     plant(
         "commit word hoisted: record before fresh blocks",
         _COMMIT,
         "    changed = self._changed_words()\n",
         "    changed = self._changed_words()\n    self._append(changed)\n",
+        "recall",
     ),
     plant(
         "commit word torn: generation stored as bytes",
         _HOME,
         "store_word(self._start, following)",
         "store_bytes(self._start, [following.to_bytes(8, 'little')])",
+        "write-logged",
     ),
-    plant("generation stays", _HOME, "self.generation + 1, _G", "self.generation, _G"),
+    plant("generation stays", _HOME, "self.generation + 1, _G", "self.generation, _G", "recall"),
     plant("generation not remembered", _HOME, "    self.generation += 1\n", "", "snapshot-create+checkpoint+write-logged"),
     plant("sequence not started again", _HOME, "    self.sequence = 0\n", "", "snapshot-create+checkpoint+write-logged"),
     plant("tail not set back", _HOME, "    self._tail = self._start + PAGE\n", "", "snapshot-create+checkpoint+write-logged"),
@@ -95,6 +105,7 @@ LOG = [
         Journal._append,
         "= crc32c(record).to",
         "= crc32c(record[:LOG_RECORD.itemsize + 16]).to",
+        "write-logged",
     ),
     Plant(
         "the CRC covers the record's head alone",
@@ -108,8 +119,9 @@ LOG = [
         Journal._append,
         "self.store.store_durable(self._tail, [record])",
         "self.store.store_durable(self._tail, [record[:64]]); self.store.store_durable(self._tail + 64, [record[64:]])",
+        "recall",
     ),
-    plant("replay skips the CRC", _WHOLE, 'crc32c(record) == int(head["crc"])', "True"),
+    plant("replay skips the CRC", _WHOLE, 'crc32c(record) == int(head["crc"])', "True", "write-logged"),
     plant(
         "replay skips the generation",
         _RECORDS,
@@ -138,9 +150,9 @@ LOG = [
         "        self._tail += PAGE\n            continue\n",
         redundant="a record is durable before the next one is stored, so nothing valid stands behind a bad one",
     ),
-    plant("replay applies no words", Journal._replay, "self.array[indexes] = values", "pass"),
+    plant("replay applies no words", Journal._replay, "self.array[indexes] = values", "pass", "write-logged"),
     plant("replay applies no blocks", Journal._replay, "pages[blocks] = contents", "pass", "write-logged"),
-    plant("replay forgets which words to move home", Journal._replay, "[indexes // _WORDS_PER_PAGE, blocks]", "[blocks]"),
+    plant("replay forgets which words to move home", Journal._replay, "[indexes // _WORDS_PER_PAGE, blocks]", "[blocks]", "write-logged"),
     plant(
         "replay forgets which blocks to move home",
         Journal._replay,
@@ -148,7 +160,7 @@ LOG = [
         "[indexes // _WORDS_PER_PAGE]",
         "write-logged",
     ),
-    plant("commit forgets which words to move home", _COMMIT, "[changed // _WORDS_PER_PAGE, np", "[np"),
+    plant("commit forgets which words to move home", _COMMIT, "[changed // _WORDS_PER_PAGE, np", "[np", "write-logged"),
     plant(
         "commit forgets which fresh blocks it changed",
         _COMMIT,
@@ -161,10 +173,10 @@ LOG = [
         _COMMIT,
         "self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])",
         "pass",
-        "snapshot-create",
+        "write-home",
     ),
     plant("logged blocks are not stored", _COMMIT, "self.store.store_logged(block * PAGE, content)", "pass", "write-logged"),
-    plant("a changed word is left out of the record", Journal._changed_words, "return merged[~", "return merged[1:][~"),
+    plant("a changed word is left out of the record", Journal._changed_words, "return merged[~", "return merged[1:][~", "write-logged"),
     plant(
         "private pages are not dropped",
         _HOME,
@@ -172,7 +184,9 @@ LOG = [
         "",
         "region-delete-other+checkpoint+fill+snapshot-create+write-part-of-fill",
     ),
-    plant("home keeps what it had", _HOME, "self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])", "pass"),
+    plant(
+        "home keeps what it had", _HOME, "self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])", "pass", "write-logged"
+    ),
 ]
 
 REUSE = [
@@ -258,7 +272,7 @@ COUNTS = [
         "",
         "recall",
     ),
-    plant("count forgotten: entry references", Virtblocks.add_refs, "counts + 1", "counts", "write-logged"),
+    plant("count forgotten: entry references", Virtblocks.add_refs, "counts + 1", "counts", "snapshot-create"),
     plant("count forgotten: entries of an array block", Virtblocks.free, "        self._add_live(addresses, -1)\n", "", "region-delete"),
     plant(
         "count forgotten: shared table copied",

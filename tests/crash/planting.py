@@ -28,7 +28,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Plant:
-    """A planted bug. `workloads` are tried first, as operation names joined by +; `redundant` says why nothing can find it."""
+    """A planted bug. `workloads` show it, as operation names joined by +; `redundant` says why nothing can find it."""
 
     name: str
     edits: tuple[Edit, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from nvmtool.errors import NvmtoolError
@@ -19,8 +20,8 @@ from .proof import prove
 from .special import formats, repairs
 from .workloads import record
 
-_EFFORT = Effort(most=7, samples=6, prove_one_of=10**9)
-# What is tried when the workloads that a bug names do not show it.
+_EFFORT = Effort(most=7, samples=6, prove_one_of=10**9, depth=1)
+# What is tried for a bug that names no workloads.
 _USUAL = ("write-logged", "snapshot-create", "recall")
 
 
@@ -28,20 +29,21 @@ def find_bug(bug: Plant, seed: int) -> str:
     """Plant a bug and return the first failure that the harness reports, empty when it finds nothing."""
     for mapping in MAPPINGS:
         base(mapping)
-    for workload in dict.fromkeys([*bug.workloads, *_USUAL]):
-        for mapping in MAPPINGS:
-            if found := _try(bug, workload, mapping, seed):
-                return f"{mapping}+{workload}: {found}"
+    for effort in (_EFFORT, replace(_EFFORT, depth=2)):
+        for workload in bug.workloads or _USUAL:
+            for mapping in MAPPINGS:
+                if found := _try(bug, workload, mapping, effort, seed):
+                    return f"{mapping}+{workload}: {found}"
     return ""
 
 
-def _try(bug: Plant, workload: str, mapping: str, seed: int) -> str:
+def _try(bug: Plant, workload: str, mapping: str, effort: Effort, seed: int) -> str:
     if workload.startswith("proof:"):
         with planted(bug), tempfile.TemporaryDirectory() as folder:
             return next(iter(_proof(Path(folder), mapping, workload.removeprefix("proof:"))), "")
     repairing = workload.startswith("repair")
     header = decode_header(base(mapping).image[:BLOCK], mapping)
-    judge = Enumerator(header, _EFFORT, seed, RepairOracle() if repairing else None)
+    judge = Enumerator(header, effort, seed, RepairOracle() if repairing else None)
     try:
         with planted(bug):
             for recording in _recordings(workload, mapping):
