@@ -24,6 +24,7 @@ from .structures import structure_cases
 
 BIT_KINDS = ("virtblock", "direct", "logged")
 SAMPLED_CASES = 600
+SAMPLED_FIELDS = 3000
 PROCESS_SAMPLES = 8
 MOST_MIB = 200
 
@@ -60,7 +61,7 @@ def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
             figures.failures += run.failures
             figures.outcomes.update({f"flip: reads {name}": count for name, count in run.reads.items()})
             figures.outcomes.update({f"flip: check {name}": count for name, count in run.checks.items()})
-        cases: CaseRun = run_cases(image, chosen_cases(image, kind, seed)[part::parts])
+        cases: CaseRun = run_cases(image, chosen_cases(image, kind, seed, every=bits >= 64)[part::parts])
         figures.cases, figures.repaired, figures.refused = cases.cases, cases.repaired, cases.refused
         figures.failures += cases.failures
         figures.outcomes.update(cases.outcomes)
@@ -71,12 +72,14 @@ def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
     return figures
 
 
-def chosen_cases(image: Image, kind: str, seed: int) -> list[Case]:
-    """Return all cases of the small images, and a sample of those of a large one."""
+def chosen_cases(image: Image, kind: str, seed: int, *, every: bool) -> list[Case]:
+    """Return all cases of the small images, or a sample of those of fields; and a sample of those of a large image."""
+    rng = random.Random(seed)
     structures = list(structure_cases(image))
-    if kind in BIT_KINDS:
-        return [*field_cases(image), *structures]
-    return random.Random(seed).sample(structures, min(len(structures), SAMPLED_CASES))
+    if kind not in BIT_KINDS:
+        return rng.sample(structures, min(len(structures), SAMPLED_CASES))
+    fields = list(field_cases(image))
+    return [*(fields if every else rng.sample(fields, min(len(fields), SAMPLED_FIELDS))), *structures]
 
 
 def ram_folder() -> str | None:
