@@ -144,7 +144,7 @@ def _purged_in_leaves(region: Region, table_indexes: Ints, leaves: Ints) -> Ints
     indexes, words = region.pages.tables.words_of(table_indexes, leaves)
     kinds, values = region.pages.tables.decode(words, indexes)
     kinds, _ = region.pages.follow(kinds, values, indexes)
-    purged: Ints = (kinds == word.SLOT).reshape(-1, lay.TABLE_ENTRIES).sum(axis=1)
+    purged: Ints = (kinds == word.SLOT).reshape(len(leaves), lay.TABLE_ENTRIES).sum(axis=1)
     return purged
 
 

@@ -13,6 +13,7 @@ from nvmtool.media import word
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.purge import purge
+from nvmtool.region.snapshots import list_snapshots
 from nvmtool.region.transfer import export_file
 
 from .anatomy import anatomy
@@ -101,6 +102,15 @@ def test_a_lost_array_block_is_found(tmp_path: Path) -> None:
             write_at(image.path, block * 4096, lost)
             assert not check_device(image.path).clean
             write_at(image.path, block * 4096, good)
+
+
+def test_snapshots_are_listed_where_an_upper_table_was_lost(tmp_path: Path) -> None:
+    image = virtblock_image(tmp_path)
+    for block in {each.index // 512 for each in anatomy(image).of("table-2")}:
+        write_at(image.path, block * 4096, bytes(4096))
+    with Device.open(image.path) as device:
+        assert [snapshot.purged_bytes for snapshot in list_snapshots(device.region())] == [0, 0]
+    assert not check_device(image.path).clean
 
 
 def test_a_folder_in_the_mass_stores_place_is_an_error_of_this_kind(tmp_path: Path) -> None:
