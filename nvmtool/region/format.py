@@ -45,9 +45,10 @@ def format_device(
     """
     path, mass = Path(path), Path(mass)
     size_blocks = _check_sizes(path, size_bytes, block_size)
-    _check_targets(path, mass, force=force)
+    replaced = _check_targets(path, mass, force=force)
     header = Header(
-        uuid=uuid.uuid4().bytes,
+        # An image that is formatted again stays the same device: cut off between the two files, the same call may replace its store again.
+        uuid=replaced or uuid.uuid4().bytes,
         mass_uuid=uuid.uuid4().bytes,
         generation=1,
         size_blocks=size_blocks,
@@ -108,7 +109,8 @@ def _check_sizes(path: Path, size_bytes: int, block_size: int) -> int:
     return size_bytes // lay.BLOCK_SIZE
 
 
-def _check_targets(path: Path, mass: Path, *, force: bool) -> None:
+def _check_targets(path: Path, mass: Path, *, force: bool) -> bytes | None:
+    """Raise when something must not be overwritten; return the UUID of the image that is replaced."""
     if path.resolve() == mass.resolve():
         raise UsageError(f"{mass}: the image and its mass store must be two files")
     if path.is_dir() or mass.is_dir():
@@ -132,6 +134,7 @@ def _check_targets(path: Path, mass: Path, *, force: bool) -> None:
         finally:
             os.close(fd)
     check_new_mass(mass, replaced=replaced, force=force)
+    return replaced
 
 
 def _stored_mass_path(path: Path, mass: Path) -> str:

@@ -35,14 +35,14 @@ class Command:
     stdin: bytes = b""
     makes: tuple[str, ...] = ()
     again: tuple[int, ...] = (0,)
-    # Takes the place of two files, one after the other: cut off in between, the old image is there and its store is not. Run again it
-    # refuses to overwrite the new store until that is deleted.
+    # Takes the place of two files, one after the other: cut off in between, the old image is there and its store is not, until it is run
+    # again.
     replaces: bool = False
 
 
 COMMANDS = [
     Command("format", "empty", ("format", IMAGE, "--size", "1M", "--mass", MASS), makes=(IMAGE, MASS), again=(0, 9)),
-    Command("format --force", "plain", ("format", IMAGE, "--size", "1M", "--mass", MASS, "--force"), again=(0, 8), replaces=True),
+    Command("format --force", "plain", ("format", IMAGE, "--size", "1M", "--mass", MASS, "--force"), replaces=True),
     Command("region create", "plain", ("region", "create", IMAGE, "other", "--size", "1M"), again=(0, 9)),
     Command("region delete", "purged", ("region", "delete", IMAGE, "vm"), again=(0, 9)),
     Command("region convert", "plain", ("region", "convert", IMAGE, "vm", "--mapping", "direct")),

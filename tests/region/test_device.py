@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nvmtool.errors import BusyError, DamagedError, FormatError, NoSpaceError, StorageError
+from nvmtool.media.newfile import NewFile
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
@@ -241,3 +242,22 @@ def test_a_mass_file_system_that_is_nearly_full_takes_what_fits(tmp_path: Path, 
     assert check_device(path, scrub=True).clean
     with Device.open(path) as device:
         assert device.region().read(0, 32 << 20, "s") == content
+
+
+def test_formatting_again_goes_on_where_it_was_cut_off_between_its_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _image(tmp_path)
+    mass = next(each for each in tmp_path.iterdir() if each.suffix == ".mass")
+
+    def cut_off(new: NewFile, **_: object) -> None:
+        publish(new)
+        raise KeyboardInterrupt
+
+    publish = NewFile.publish
+    monkeypatch.setattr(NewFile, "publish", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        format_device(path, size_bytes=32 << 20, mass=mass, force=True)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="belongs to device"):
+        Device.open(path)
+    format_device(path, size_bytes=32 << 20, mass=mass, force=True)
+    assert check_device(path).clean
