@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.make import CORPUS, HERE
 from nvmtool.errors import NvmtoolError
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
@@ -15,8 +16,6 @@ from nvmtool.region.recall import recall
 from nvmtool.region.transfer import export_file
 from tests.damage.images import KINDS
 from tests.damage.probe import limited, read_state
-
-from .make import CORPUS, HERE
 
 ARCHIVES = sorted(path.name.removesuffix(".tar.xz") for path in HERE.glob("*.tar.xz"))
 
