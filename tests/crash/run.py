@@ -27,7 +27,7 @@ from .selfproof import prove_harness
 from .special import formats, repairs
 from .workloads import record
 
-ALONE = Effort(most=10, samples=24)
+ALONE = Effort(most=12, samples=24)
 # In pairs the second operation is cut off, and of one pair in eight the recovery too; which ones depends on the seed.
 IN_PAIRS = Effort(most=8, samples=8, depth=1)
 _DEEP_ONE_OF = 8

@@ -29,7 +29,7 @@ def find_bug(bug: Plant, seed: int) -> str:
     """Plant a bug and return the first failure that the harness reports, empty when it finds nothing."""
     for mapping in MAPPINGS:
         base(mapping)
-    for effort in (_EFFORT, replace(_EFFORT, depth=2)):
+    for effort in (_EFFORT,) if bug.redundant else (_EFFORT, replace(_EFFORT, depth=2)):
         for workload in bug.workloads or _USUAL:
             for mapping in MAPPINGS:
                 if found := _try(bug, workload, mapping, effort, seed):
