@@ -15,7 +15,7 @@ from tests.crash.operations import operations
 from tests.crash.oracle import RepairOracle
 from tests.crash.planting import planted
 from tests.crash.proof import prove
-from tests.crash.recorder import Recording
+from tests.crash.recorder import FENCE, MASS, NVM, STORE, Recording
 from tests.crash.selfproof import find_bug
 from tests.crash.special import formats, repairs
 from tests.crash.workloads import record
@@ -77,3 +77,13 @@ def test_every_planted_bug_fits_the_source() -> None:
     for bug in BUGS:
         with planted(bug):
             pass
+
+
+@pytest.mark.parametrize("name", ["recall", "discard", "snapshot-delete-newest"])
+def test_slots_given_back_are_gone_before_the_image_says_so(name: str) -> None:
+    recording = record("virtblock", STEPS[name])
+    assert recording is not None
+    [punched, *_] = [number for number, event in enumerate(recording.events) if event.punched]
+    later = recording.events[punched + 1 :]
+    fence = next(number for number, event in enumerate(later) if event.what == FENCE and event.medium == MASS)
+    assert not any(event.what == STORE and event.medium == NVM for event in later[:fence])

@@ -10,6 +10,7 @@ import pytest
 
 from nvmtool.errors import BusyError
 from nvmtool.media import word
+from nvmtool.region import layout as lay
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
@@ -230,3 +231,15 @@ def test_words_behind_the_logs_generation_are_mended_without_a_log_record(tmp_pa
         assert check_device(image.path, repair=True).clean
         assert check_device(image.path).clean
     image.assert_intact()
+
+
+@pytest.mark.parametrize("mapping", ["virtblock", "direct"])
+def test_words_of_the_other_mapping_are_found_unless_a_conversion_is_under_way(tmp_path: Path, mapping: str) -> None:
+    image = Image(tmp_path, mapping)
+    for mark, found in ((lay.CONVERTING, False), (0, True)):
+        with Device.open(image.path, writable=True) as device, device.transaction():
+            record = device.region().record
+            flags = lay.VIRTBLOCK_MAPPING if mapping == "direct" else 0
+            record.put("flags", flags | mark)
+        findings = check_device(image.path).findings
+        assert any("mapping" in finding.what for finding in findings) == found
