@@ -203,11 +203,10 @@ def test_files_can_move_together_and_the_mass_store_alone(changed: Any) -> None:
 
 
 def test_format_force_starts_again(changed: Any) -> None:
-    old = changed.json("info", "disk.nvm")["uuid"]
+    device = changed.json("info", "disk.nvm")["uuid"]
     changed.run("format", "disk.nvm", "--size", "16M", "--mass", "disk.mass", "--force")
     facts = changed.json("info", "disk.nvm")
-    assert facts["uuid"] != old
-    assert facts["regions"] == []
+    assert (facts["uuid"], facts["regions"], facts["mass"]["used_bytes"]) == (device, [], 0)
     changed.run("check", "disk.nvm")
 
 
