@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pytest
+
+from nvmtool.errors import DamagedError
+from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
 from nvmtool.region.snapshots import create_snapshot, diff_states
@@ -64,3 +69,17 @@ def test_import_over_data_leaves_zeros_where_the_source_has_them(tmp_path: Path)
         import_file(region, str(source))
         assert region.read(0, 6 * MIB) == bytes(4 * MIB) + tail
         assert region.record.get("mapped") == 512
+
+
+def test_a_block_mapped_past_the_regions_end_is_damage_and_is_not_exported(tmp_path: Path) -> None:
+    path = _device(tmp_path)
+    with Device.open(path, writable=True) as device:
+        region = device.create_region("odd", 100 * 4096)
+        region.write(0, b"x" * 4096)
+        region.flush()
+        with device.transaction():
+            region.pages.map(np.array([200]), device.blocks.take(1))
+        with pytest.raises(DamagedError, match="past its end"):
+            export_file(region, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert any("past the region's end" in finding.what for finding in check_device(path).findings)
