@@ -86,3 +86,22 @@ def test_an_image_may_leave_the_end_of_a_device_alone_but_not_exceed_it(loop: Pa
     _run(tmp_path, "format", str(loop), "--size", "20M", "--mass", "disk.mass", "--force")
     assert check_device(loop).clean
     assert loop.read_bytes()[20 * MIB :] == end
+
+
+def test_holes_of_an_export_are_zeros_on_a_block_device(loop: Path, tmp_path: Path) -> None:
+    _run(tmp_path, "format", "disk.nvm", "--size", "32M", "--mass", "disk.mass")
+    _run(tmp_path, "region", "create", "disk.nvm", "vm", "--size", "16M")
+    data = bytes(MIB) + random.Random(3).randbytes(3 * MIB) + bytes(12 * MIB)
+    (tmp_path / "raw").write_bytes(data)
+    _run(tmp_path, "import", "disk.nvm", "raw")
+    behind = loop.read_bytes()[len(data) :]
+    _run(tmp_path, "export", "disk.nvm", str(loop))
+    assert loop.read_bytes() == data + behind
+
+
+def test_a_block_device_becomes_a_mass_store_only_by_force(loop: Path, tmp_path: Path) -> None:
+    before = hashlib.sha256(loop.read_bytes()).digest()
+    _run(tmp_path, "format", "disk.nvm", "--size", "32M", "--mass", str(loop), code=9)
+    assert hashlib.sha256(loop.read_bytes()).digest() == before
+    _run(tmp_path, "format", "disk.nvm", "--size", "32M", "--mass", str(loop), "--force")
+    _run(tmp_path, "check", "disk.nvm", "--scrub")
