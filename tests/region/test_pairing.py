@@ -13,6 +13,7 @@ from nvmtool.errors import BusyError, RefusedError
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
+from nvmtool.region.mass import MassStore
 from nvmtool.region.purge import purge
 from nvmtool.region.recall import recall
 from nvmtool.region.snapshots import create_snapshot, delete_snapshot
@@ -104,6 +105,27 @@ def test_what_a_killed_process_leaves_in_the_mass_store_goes_with_the_next_write
     assert stored(mass) == 0
     assert check_device(image, scrub=True).clean
     assert read(image, "s") == OLD
+
+
+def test_slots_whose_flush_is_interrupted_are_given_back_at_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mass = image.with_name("disk.mass")
+    before, fence = stored(mass), MassStore.fence
+
+    def interrupted(store: MassStore) -> None:
+        if stored(mass) > before:
+            raise KeyboardInterrupt
+        fence(store)
+
+    with Device.open(image, writable=True) as device:
+        create_snapshot(device.region(), "t")
+        device.region().write(0, OLD)
+    monkeypatch.setattr(MassStore, "fence", interrupted)
+    with pytest.raises(KeyboardInterrupt), Device.open(image, writable=True) as device:
+        purge(device, mode="virtblock")
+    assert stored(mass) == before
+    monkeypatch.undo()
+    assert check_device(image, scrub=True).clean
+    assert read(image, "t") == NEW
 
 
 def test_a_reader_keeps_its_state_and_holds_no_writer_up(image: Path) -> None:
