@@ -61,7 +61,7 @@ def import_file(region: Region, src: str, offset: int = 0, progress: Progress = 
     """Copy a raw or sparse file, a qcow2 image (through qemu-img) or standard input (`-`) into the running point.
 
     Blocks of zeros become holes; blocks that are there already are left alone. Durable on return; killed before, a leading
-    part is there. Raises NotFoundError, UsageError when the source is larger than the region, or NoSpaceError.
+    part is there, of whose last blocks some may not be holes yet. Raises NotFoundError, UsageError when the source is larger than the region, or NoSpaceError.
     """
     region.device.require(dry_run=False)
     if src != STREAM:
