@@ -21,7 +21,7 @@ endef
 .PHONY: help install demo test check bench crash fuzz faults crash-long clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	$(call make-venv,$(HOME_OF_NVMTOOL),.)

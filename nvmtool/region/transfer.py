@@ -60,8 +60,9 @@ class ExportResult:
 def import_file(region: Region, src: str, offset: int = 0, progress: Progress = None) -> ImportResult:
     """Copy a raw or sparse file, a qcow2 image (through qemu-img) or standard input (`-`) into the running point.
 
-    Blocks of zeros become holes; blocks that are there already are left alone. Durable on return; killed before, a leading
-    part is there, of whose last blocks some may not be holes yet. Raises NotFoundError, UsageError when the source is larger than the region, or NoSpaceError.
+    Blocks of zeros become holes; blocks that are there already are left alone. Durable on return; killed before, a leading part is
+    there, of whose last blocks some may not be holes yet. Raises NotFoundError, UsageError when the source is larger than the region,
+    or NoSpaceError.
     """
     region.device.require(dry_run=False)
     if src != STREAM:
