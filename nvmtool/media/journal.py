@@ -93,12 +93,16 @@ class Journal:
         self.generation = self._read_generation()
         self.sequence = 0
         self._tail = self._start + PAGE
+        self._no_room: BusyError | None = None
         # Words that the log makes 0: what they counted may not be used again before a checkpoint.
         self.zeroed: Indexes = np.empty(0, np.int64)
         self._replay()
         if writable and self.sequence:
-            with suppress(BusyError):  # readers need what is at home
-                self.checkpoint(patient=False)
+            if self._tail - self._start > (self._end - self._start) // 2:
+                self.checkpoint()
+            else:
+                with suppress(BusyError):  # readers need what is at home
+                    self.checkpoint(patient=False)
 
     @staticmethod
     def format(store: Store, log_start: int) -> None:
@@ -160,9 +164,11 @@ class Journal:
         """Make the open transaction durable; on return it survives power loss.
 
         On a journal opened for reading this is a rehearsal: the view changes, nothing is stored. Raises StorageError or NoSpaceError
-        from the medium; then call `rollback`.
+        from the medium, or BusyError when readers keep a log that is half full from going home; then call `rollback`.
         """
         if self.writable:
+            if self._no_room is not None and not self.is_idle:
+                raise self._no_room
             self._commit_durably()
         self._fresh[self._fresh_blocks] = False
         self._forget()
@@ -170,7 +176,10 @@ class Journal:
             listener()
         filled, size = self._tail - self._start, self._end - self._start
         if filled > size // 2:
-            self.checkpoint()
+            try:
+                self.checkpoint()
+            except BusyError as error:
+                self._no_room = error  # this commit has happened; the next one must not
         elif filled > size // 4:
             with suppress(BusyError):  # there is room yet to let them read on
                 self.checkpoint(patient=False)
@@ -200,6 +209,11 @@ class Journal:
         for listener in self.on_rollback:
             listener()
 
+    def make_room(self) -> None:
+        """Try again what readers held up, before a transaction begins; raises BusyError while they stay."""
+        if self._no_room is not None and self.is_idle:
+            self.checkpoint(patient=False)
+
     def checkpoint(self, *, patient: bool = True) -> None:
         """Move all committed changes home and void the log; raises BusyError while readers stay, at once unless patient."""
         assert self.is_idle, "a checkpoint inside a transaction would make half of it durable"
@@ -223,6 +237,7 @@ class Journal:
             self.store.fence()
         self._drop_private(pages)
         self._changed_pages.clear()
+        self._no_room = None
         self.generation += 1
         self.sequence = 0
         self.zeroed = self.zeroed[:0]

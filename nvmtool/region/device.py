@@ -188,6 +188,7 @@ class Device:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit what happens inside; roll it back when an exception passes."""
+        self.journal.make_room()
         try:
             yield
             self.journal.commit()

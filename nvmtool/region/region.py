@@ -159,7 +159,7 @@ class Region:
     def flush(self) -> None:
         """Make all writes durable: on return they survive power loss. One transaction, or several where the log is small for them.
 
-        Raises StorageError or NoSpaceError; the writes then stay pending.
+        Raises StorageError, NoSpaceError or BusyError; the writes then stay pending.
         """
         order = np.argsort(np.fromiter(self._pending, np.int64, len(self._pending)), kind="stable")
         indexes = np.fromiter(self._pending, np.int64, len(order))[order]

@@ -44,7 +44,7 @@ class Slots:
         self._dropped_before_commit: list[SlotNumbers] = []
         self._next_leaf = 0
         # Which slots the log of an earlier process frees is not known: until a checkpoint all below this leaf are left alone.
-        self._first_leaf = (self.end() >> lay.TABLE_BITS) + 1 if journal.sequence else 0
+        self._first_leaf = (self.end() >> lay.TABLE_BITS) + 1 if journal.writable and journal.sequence else 0
         journal.on_commit.append(self._after_commit)
         journal.on_rollback.append(self._dropped_before_commit.clear)
         journal.on_checkpoint.append(self._after_checkpoint)

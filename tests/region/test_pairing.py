@@ -147,3 +147,21 @@ def test_a_reader_keeps_its_state_and_holds_no_writer_up(image: Path) -> None:
             assert device.region().read(0, BLOCK, f"n{number}") == bytes([number]) * BLOCK
     assert check_device(image, scrub=True).clean
     assert stored(image.with_name("disk.mass")) == 4 * NBLOCKS * BLOCK
+
+
+def test_a_flush_that_readers_hold_up_can_be_tried_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvmtool.region.device._CHECKPOINT_WAIT_SECONDS", 0.0)
+    contents = {}
+    with Device.open(image, writable=True) as device:
+        region = device.region()
+        with Device.open(image), pytest.raises(BusyError):
+            for number in range(100_000):
+                index, contents_of = number % NBLOCKS, bytes([number % 251]) * BLOCK
+                region.write(index * BLOCK, contents_of)
+                contents[index] = contents_of
+                region.flush()
+        region.flush()
+        assert all(region.read(index * BLOCK, BLOCK) == data for index, data in contents.items())
+    assert check_device(image, scrub=True).clean
+    with Device.open(image) as device:
+        assert all(device.region().read(index * BLOCK, BLOCK) == data for index, data in contents.items())
