@@ -241,9 +241,10 @@ class Writer:
     that a small store would later have to write back whole. Durable after fdatasync on the same file, like any write.
     """
 
-    def __init__(self, fd: int, *, past_cache: bool = True) -> None:
-        """Write to `fd`, which stays the caller's."""
+    def __init__(self, fd: int, *, past_cache: bool = True, direct_bytes: int = _DIRECT_BYTES) -> None:
+        """Write to `fd`, which stays the caller's; from `direct_bytes` on past the page cache."""
         self.fd = fd
+        self._direct_bytes = direct_bytes
         self._direct = sysio.open_direct(fd) if past_cache else -1
 
     def write(self, offset: int, chunks: Sequence[Chunk]) -> None:
@@ -251,7 +252,7 @@ class Writer:
         for start in range(0, len(chunks), _IOV_MAX):
             batch = chunks[start : start + _IOV_MAX]
             length = sum(len(chunk) for chunk in batch)
-            done = self._write_direct(offset, batch, length) if self._direct >= 0 and length >= _DIRECT_BYTES else 0
+            done = self._write_direct(offset, batch, length) if self._direct >= 0 and length >= self._direct_bytes else 0
             if done == 0:
                 done = os.pwritev(self.fd, batch, offset)
             while done < length:

@@ -5,33 +5,27 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, StorageError, UsageError
-from ..media import lock, word
-from ..media.journal import Journal
-from ..media.store import open_store, translated
+from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, UsageError
+from ..media import word
+from ..media.imagefile import ImageFile, close_file, open_file, take_lock
+from ..media.root import Root
+from ..media.store import open_store
 from . import layout as lay
 from .blocks import Blocks
-from .header import Header, choose_header
+from .header import HEADER_FORMAT, Header
 from .mass import MassStore
 from .records import RecordTable, check_name
 from .region import Region
-from .root import Root
 from .slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..media.store import Store
     from .records import Record
     from .sweep import Change, Progress
-
-_WRITER_WAIT_SECONDS = 1.0
-_READER_WAIT_SECONDS = 10.0
-_CHECKPOINT_WAIT_SECONDS = 60.0
 
 MAPPINGS = ("virtblock", "direct")
 
@@ -48,14 +42,16 @@ class Device:
         self.header = header
         self.store = store
         self.writable = writable
-        self._fd = fd
+        self._file = ImageFile(store, header.log_start, header.log_blocks, writable=writable, fd=fd)
+        self.transaction = self._file.transaction
+        self.no_readers = self._file.no_readers
         self._regions: dict[int, Region] = {}
         self._slots_left_over = False
         # What a writable open completed because an earlier process was cut off in it: (region, snapshot or None).
         self.resumed: set[tuple[str, str | None]] = set()
-        self.journal = Journal(store, header.log_start, header.log_blocks, writable=writable, no_readers=self.no_readers)
+        self.journal = self._file.journal
         self.blocks = Blocks(self.journal, header)
-        self.root = Root(self.journal)
+        self.root = Root(self.journal, lay.ROOT, lay.ROOT_PLACE)
         self.slots = Slots(self.journal, self.blocks, self.root)
         self.slots.attach(mass)
         index = lay.field_index(lay.ROOT, "region_table")
@@ -78,14 +74,11 @@ class Device:
         BusyError, NotFoundError, RefusedError or StorageError.
         """
         path = Path(path)
-        fd = _open_image(path, writable=writable)
+        fd = open_file(path, writable=writable)
         mass_store = None
         try:
             header = read_header(path, fd)
-            if writable:
-                lock.lock(fd, path, lock.WRITER, exclusive=True, seconds=_WRITER_WAIT_SECONDS)
-            else:
-                lock.lock(fd, path, lock.CHECKPOINT, exclusive=False, seconds=_READER_WAIT_SECONDS)
+            take_lock(fd, path, writable=writable)
             store = open_store(path, fd, header.size_blocks * lay.BLOCK_SIZE, writable=writable)
             mass_path = Path(mass) if mass is not None else mass_location(path, header)
             device = cls(store, header, None, writable=writable, fd=fd)
@@ -105,7 +98,7 @@ class Device:
         except BaseException:
             if mass_store is not None:
                 mass_store.close()
-            _release(fd)
+            close_file(fd)
             raise
         return device
 
@@ -185,17 +178,6 @@ class Device:
 
         return delete_region(self, name, progress=progress, dry_run=dry_run)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what happens inside; roll it back when an exception passes."""
-        self.journal.make_room()
-        try:
-            yield
-            self.journal.commit()
-        except BaseException:
-            self.journal.rollback()
-            raise
-
     def resume(self) -> None:
         """Finish deletions that a killed process began; what it left in free slots of the mass store goes when this one closes."""
         from .sweep import finish_deletions
@@ -230,10 +212,7 @@ class Device:
             if self.mass is not None:
                 self.mass.close()
                 self.slots.attach(None)
-            self.store.close()
-            if self._fd >= 0:
-                _release(self._fd)
-                self._fd = -1
+            self._file.close()
 
     def _settle(self) -> None:
         self.journal.checkpoint(patient=False)
@@ -259,25 +238,10 @@ class Device:
         for region in self._regions.values():
             region.forget_cached()
 
-    @contextmanager
-    def no_readers(self, patient: bool) -> Iterator[None]:
-        """Keep readers away; raises BusyError while there are some, after a minute when patient."""
-        if self._fd < 0:
-            yield
-            return
-        lock.lock(self._fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS if patient else 0)
-        try:
-            yield
-        finally:
-            lock.unlock(self._fd, lock.CHECKPOINT)
-
 
 def read_header(path: Path, fd: int) -> Header:
     """Return the header in force; raises FormatError or DamagedError, also when the file is shorter than it says."""
-    both = os.pread(fd, 2 * lay.BLOCK_SIZE, 0)
-    if len(both) < 2 * lay.BLOCK_SIZE:
-        both = both.ljust(2 * lay.BLOCK_SIZE, b"\0")
-    header, _, _ = choose_header(both[: lay.BLOCK_SIZE], both[lay.BLOCK_SIZE :], path)
+    header = Header(**HEADER_FORMAT.read(path, fd))
     size = os.lseek(fd, 0, os.SEEK_END)
     if size < header.size_blocks * lay.BLOCK_SIZE:
         raise DamagedError(f"{path}: truncated: {size} bytes, the header says {header.size_blocks * lay.BLOCK_SIZE}")
@@ -296,21 +260,3 @@ def _is_same_file(first: Path, second: Path) -> bool:
         return False
     both_devices = stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode)
     return os.path.samestat(one, other) or (both_devices and one.st_rdev == other.st_rdev)
-
-
-def _open_image(path: Path, *, writable: bool) -> int:
-    with translated(path):
-        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        os.close(fd)
-        raise StorageError(f"{path}: neither a regular file nor a block device (device DAX has no private mappings; use fsdax)")
-    return fd
-
-
-def _release(fd: int) -> None:
-    # A mapping keeps the open file description alive, and with it the locks: give them back by name.
-    with suppress(OSError):
-        lock.unlock(fd, lock.WRITER)
-        lock.unlock(fd, lock.CHECKPOINT)
-    os.close(fd)

@@ -14,13 +14,13 @@ from ..errors import BusyError, DamagedError, ExistsError, FormatError, UsageErr
 from ..media import lock, sysio
 from ..media.journal import Journal
 from ..media.newfile import NewFile
+from ..media.root import new_root_block
 from ..media.store import open_store, translated
 from . import layout as lay
 from .device import read_header
 from .header import Header, encode_header, plan_areas
 from .mass import MassStore, check_new_mass
 from .pairing import new_tag
-from .root import new_root_block
 
 if TYPE_CHECKING:
     from ..media.store import Store
@@ -82,7 +82,7 @@ def _write_image(image: NewFile, header: Header, mass_tag: int, *, sparse: bool)
         # The first write to allocated space costs the file system a transaction of its own: not in the log, please.
         _store_zeros(opened, header.log_start, header.log_blocks)
     Journal.format(opened, header.log_start)
-    opened.store_bytes(lay.ROOT_BLOCK * lay.BLOCK_SIZE, [new_root_block(mass_tag)])
+    opened.store_bytes(lay.ROOT_BLOCK * lay.BLOCK_SIZE, [new_root_block(lay.ROOT, lay.ROOT_PLACE, _first_numbers(mass_tag))])
     # Headers last: without them the rest is no image.
     opened.fence()
     block = encode_header(header)
@@ -90,6 +90,10 @@ def _write_image(image: NewFile, header: Header, mass_tag: int, *, sparse: bool)
         opened.store_bytes(copy * lay.BLOCK_SIZE, [block])
     opened.fence()
     opened.close()
+
+
+def _first_numbers(mass_tag: int) -> dict[str, int]:
+    return {"used_slots": 0, "lent_blocks": 0, "nregions": 0, "mass_tag": mass_tag, "mass_tag_before": mass_tag}
 
 
 def _store_zeros(store: Store, first: int, nblocks: int) -> None:

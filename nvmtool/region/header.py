@@ -1,4 +1,4 @@
-"""The two header copies: encode, choose, reject field by field."""
+"""The header of a device image: its areas, and what they must be (the two copies are media/header.py's)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..errors import DamagedError, FormatError
-from ..media.checksum import crc32c
+from ..errors import DamagedError
+from ..media.header import HeaderFormat
 from ..media.journal import MIN_LOG_BLOCKS
 from . import layout as lay
 
@@ -69,45 +67,6 @@ def plan_areas(size_blocks: int) -> dict[str, int]:
     }
 
 
-def encode_header(header: Header) -> bytes:
-    """Return the block that holds a header copy."""
-    record = np.zeros(1, lay.HEADER)
-    fields = record[0]
-    fields["magic"], fields["version"], fields["block_size"] = lay.MAGIC, lay.VERSION, lay.BLOCK_SIZE
-    for name, value in header.__dict__.items():
-        fields[name] = np.void(value) if name.endswith("uuid") else value.encode() if name == "mass_path" else value
-    fields["crc"] = crc32c(record.tobytes())
-    return record.tobytes().ljust(lay.BLOCK_SIZE, b"\0")
-
-
-def decode_header(block: bytes, where: str) -> Header:
-    """Return what one copy says.
-
-    Raises FormatError for another magic or version, DamagedError for a wrong checksum or fields that contradict each other.
-    """
-    record = np.frombuffer(block, lay.HEADER, 1)[0]
-    if bytes(record["magic"]) != lay.MAGIC:
-        raise FormatError(f"{where}: not a device image (magic {block[:8]!r})")
-    version = int(record["version"])
-    if version != lay.VERSION:
-        raise FormatError(f"{where}: format version {version}; this nvmtool knows version {lay.VERSION}")
-    bare = record.copy()
-    bare["crc"] = 0
-    if crc32c(bare.tobytes()) != int(record["crc"]):
-        raise DamagedError(f"{where}: header checksum 0x{int(record['crc']):08x} is wrong")
-    if any(block[lay.HEADER.itemsize : lay.BLOCK_SIZE]):
-        raise DamagedError(f"{where}: header is followed by bytes that are not zero")
-    if int(record["block_size"]) != lay.BLOCK_SIZE:
-        raise FormatError(f"{where}: block size {int(record['block_size'])}; this nvmtool knows {lay.BLOCK_SIZE}")
-    numbers = {name: int(record[name]) for name in Header.__dataclass_fields__ if record.dtype[name].kind == "u"}
-    _check_areas(numbers, where)
-    try:
-        mass_path = bytes(record["mass_path"]).decode()
-    except UnicodeDecodeError:
-        raise DamagedError(f"{where}: header field mass_path is not UTF-8") from None
-    return Header(uuid=bytes(record["uuid"]), mass_uuid=bytes(record["mass_uuid"]), mass_path=mass_path, **numbers)
-
-
 def _check_areas(numbers: dict[str, int], where: str) -> None:
     size = numbers["size_blocks"]
     # The areas follow from the size: nothing else was ever written by version 1.
@@ -118,22 +77,20 @@ def _check_areas(numbers: dict[str, int], where: str) -> None:
         raise DamagedError(f"{where}: header field size_blocks is {size}, out of range")
 
 
-def choose_header(first: bytes, second: bytes, path: Path) -> tuple[Header, int, list[str]]:
-    """Return the header in force, which copy it is, and what is wrong with the other one.
+HEADER_FORMAT = HeaderFormat(lay.HEADER, lay.MAGIC, lay.VERSION, "a device image", _check_areas)
 
-    Raises the first copy's error when neither is sound.
-    """
-    found: list[tuple[Header, int]] = []
-    errors: list[FormatError | DamagedError] = []
-    for copy, block in enumerate((first, second)):
-        try:
-            found.append((decode_header(block, f"{path}: header copy {'AB'[copy]}"), copy))
-        except (FormatError, DamagedError) as error:
-            errors.append(error)
-    if not found:
-        damaged = [error for error in errors if isinstance(error, DamagedError)]
-        if not damaged and not any(lay.MAGIC in block[:8] for block in (first, second)):
-            raise FormatError(f"{path}: not a device image")
-        raise (damaged or errors)[0]
-    header, copy = max(found, key=lambda item: item[0].generation)
-    return header, copy, [str(error) for error in errors]
+
+def encode_header(header: Header) -> bytes:
+    """Return the block that holds a header copy."""
+    return HEADER_FORMAT.encode(header.__dict__)
+
+
+def decode_header(block: bytes, where: str) -> Header:
+    """Return what one copy says; raises FormatError or DamagedError."""
+    return Header(**HEADER_FORMAT.decode(block, where))
+
+
+def choose_header(first: bytes, second: bytes, path: Path) -> tuple[Header, int, list[str]]:
+    """Return the header in force, which copy it is, and what is wrong with the other one; raises FormatError or DamagedError."""
+    fields, copy, wrong = HEADER_FORMAT.choose(first, second, path)
+    return Header(**fields), copy, wrong

@@ -19,8 +19,8 @@ from ..media import word
 
 if TYPE_CHECKING:
     from ..media.journal import Journal
+    from ..media.root import Root
     from .mass import MassStore
-    from .root import Root
 
 
 def new_tag() -> int:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..media.journal import Journal
+    from ..media.root import Root
     from ..media.word import Words
     from .blocks import Blocks
     from .mass import MassStore, SlotNumbers
-    from .root import Root
 
 _ROOT_WORD = lay.ROOT_BLOCK * lay.WORDS_PER_BLOCK + lay.field_index(lay.ROOT, "slot_table")
 _ROOT_PLACE = word.place(lay.ROOT_PLACE, 0, lay.field_index(lay.ROOT, "slot_table"))

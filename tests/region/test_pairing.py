@@ -150,7 +150,7 @@ def test_a_reader_keeps_its_state_and_holds_no_writer_up(image: Path) -> None:
 
 
 def test_a_flush_that_readers_hold_up_can_be_tried_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvmtool.region.device._CHECKPOINT_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("nvmtool.media.imagefile._CHECKPOINT_WAIT_SECONDS", 0.0)
     contents = {}
     with Device.open(image, writable=True) as device:
         region = device.region()

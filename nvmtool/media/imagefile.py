@@ -1,0 +1,92 @@
+"""An open file of one of our formats: descriptor, locks, store and journal, which device images, swap files and reservations share."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import StorageError
+from . import lock
+from .journal import Journal
+from .store import translated
+
+if TYPE_CHECKING:
+    from .store import Store
+
+_WRITER_WAIT_SECONDS = 1.0
+_READER_WAIT_SECONDS = 10.0
+_CHECKPOINT_WAIT_SECONDS = 60.0
+
+
+class ImageFile:
+    """A store with its journal and its locks. A writable one is this process's alone among writers."""
+
+    def __init__(self, store: Store, log_start: int, log_blocks: int, *, writable: bool, fd: int = -1) -> None:
+        """Replay the log of an open store; without a descriptor there are no other processes."""
+        self.path = store.path
+        self.store = store
+        self.writable = writable
+        self.fd = fd
+        self.journal = Journal(store, log_start, log_blocks, writable=writable, no_readers=self.no_readers)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what happens inside; roll it back when an exception passes."""
+        self.journal.make_room()
+        try:
+            yield
+            self.journal.commit()
+        except BaseException:  # an interrupt too must not leave half a transaction open
+            self.journal.rollback()
+            raise
+
+    @contextmanager
+    def no_readers(self, patient: bool) -> Iterator[None]:
+        """Keep readers away; raises BusyError while there are some, after a minute when patient."""
+        if self.fd < 0:
+            yield
+            return
+        lock.lock(self.fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS if patient else 0)
+        try:
+            yield
+        finally:
+            lock.unlock(self.fd, lock.CHECKPOINT)
+
+    def close(self) -> None:
+        """Release store, locks and descriptor; nothing is flushed."""
+        self.store.close()
+        if self.fd >= 0:
+            close_file(self.fd)
+            self.fd = -1
+
+
+def open_file(path: Path, *, writable: bool) -> int:
+    """Return a descriptor of a regular file or block device; raises NotFoundError or StorageError."""
+    with translated(path):
+        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(fd)
+        raise StorageError(f"{path}: neither a regular file nor a block device (device DAX has no private mappings; use fsdax)")
+    return fd
+
+
+def take_lock(fd: int, path: Path, *, writable: bool, seconds: float = _WRITER_WAIT_SECONDS) -> None:
+    """Take a writer's or a reader's place at a file; raises BusyError."""
+    if writable:
+        lock.lock(fd, path, lock.WRITER, exclusive=True, seconds=seconds)
+    else:
+        lock.lock(fd, path, lock.CHECKPOINT, exclusive=False, seconds=_READER_WAIT_SECONDS)
+
+
+def close_file(fd: int) -> None:
+    """Give the locks back and close a descriptor."""
+    # A mapping keeps the open file description alive, and with it the locks: give them back by name.
+    with suppress(OSError):
+        lock.unlock(fd, lock.WRITER)
+        lock.unlock(fd, lock.CHECKPOINT)
+    os.close(fd)
