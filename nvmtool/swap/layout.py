@@ -62,8 +62,8 @@ RESERVATION_HEADER = np.dtype(
 )
 assert RESERVATION_HEADER.itemsize == 120
 
-# `working`: 1 while a process changes the file, so that absent blocks may have storage; `used_slots` of all storage blocks together.
-SWAP_ROOT = np.dtype([("working", "<u8"), ("used_slots", "<u8")])
+# `working`: 1 while a process changes the file, so that absent blocks may have storage.
+SWAP_ROOT = np.dtype([("working", "<u8")])
 RESERVATION_ROOT = np.dtype([("nblocks", "<u8"), ("mechanism", "<u8")])
 
 # One of a reservation's borrowers: a swap file with its promise; path is packed 7 bytes a word.

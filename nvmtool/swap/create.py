@@ -1,0 +1,89 @@
+"""Make a new swap file."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExistsError, UsageError
+from ..media.header import COPIES
+from ..media.journal import Journal
+from ..media.newfile import NewFile
+from ..media.root import ROOT_BLOCK, new_root_block
+from ..media.store import FileStore, translated
+from . import layout as lay
+
+DEFAULT_BLOCK_BYTES = 1 << 20
+_ZEROS = bytes(1 << 20)
+
+
+def create_swap(
+    path: str | Path,
+    *,
+    memory_bytes: int,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    reservation: str | Path | None = None,
+    promise_bytes: int | None = None,
+) -> None:
+    """Create an empty swap file for a VM's memory; it appears whole or not at all.
+
+    Its metadata (8 bytes a page frame) is allocated, its storage blocks are not. Raises UsageError, ExistsError, NoSpaceError, or
+    RefusedError when the reservation has no room for the promise (the VM's memory unless said).
+    """
+    path = Path(path)
+    slots_per_block = _check_sizes(memory_bytes, block_bytes)
+    if path.exists():
+        raise ExistsError(f"{path}: exists already")
+    fields = {
+        "uuid": uuid.uuid4().bytes,
+        "reservation_uuid": bytes(16),
+        "reservation_path": "",
+        "generation": 1,
+        "nframes": memory_bytes // lay.PAGE,
+        "slots_per_block": slots_per_block,
+        "created": time.time_ns() // 1000,
+        **lay.swap_areas(memory_bytes // lay.PAGE, slots_per_block),
+    }
+    _write_file(path, fields)
+
+
+def _write_file(path: Path, fields: dict[str, Any]) -> None:
+    new = NewFile(path)
+    try:
+        if new.in_place:
+            raise UsageError(f"{path}: a swap file is a regular file")
+        with translated(path):
+            os.fchmod(new.fd, 0o600)  # it will hold a guest's memory
+        metadata = int(fields["data_start"]) * lay.PAGE
+        new.allocate(metadata, sparse=False)
+        with translated(path):
+            os.ftruncate(new.fd, metadata + int(fields["nblocks"]) * int(fields["slots_per_block"]) * lay.PAGE)
+        store = FileStore(path, new.fd, metadata, writable=True)
+        # The first write to allocated space costs the file system a transaction of its own: not in the log, please.
+        log_start, log_bytes = int(fields["log_start"]) * lay.PAGE, int(fields["log_blocks"]) * lay.PAGE
+        for start in range(0, log_bytes, len(_ZEROS)):
+            store.store_bytes(log_start + start, [_ZEROS[: log_bytes - start]])
+        Journal.format(store, int(fields["log_start"]))
+        store.store_bytes(ROOT_BLOCK * lay.PAGE, [new_root_block(lay.SWAP_ROOT, lay.SWAP_ROOT_PLACE, {"working": 0})])
+        # Headers last: without them the rest is no swap file.
+        store.fence()
+        for copy in COPIES:
+            store.store_bytes(copy * lay.PAGE, [lay.SWAP_FORMAT.encode(fields)])
+        store.fence()
+        store.close()
+        new.publish()
+    finally:
+        new.close()
+
+
+def _check_sizes(memory_bytes: int, block_bytes: int) -> int:
+    """Return the slots of a storage block; raises UsageError."""
+    if block_bytes % lay.PAGE or not lay.is_slots_per_block(block_bytes // lay.PAGE):
+        least, most = lay.MIN_SLOTS_PER_BLOCK * lay.PAGE, lay.MAX_SLOTS_PER_BLOCK * lay.PAGE
+        raise UsageError(f"block size {block_bytes}: must be a power of two from {least} to {most}")
+    if memory_bytes % lay.PAGE or not 0 < memory_bytes <= lay.MAX_FRAMES * lay.PAGE:
+        raise UsageError(f"memory {memory_bytes}: must be a multiple of {lay.PAGE} from {lay.PAGE} to {lay.MAX_FRAMES * lay.PAGE}")
+    return block_bytes // lay.PAGE

@@ -1,0 +1,204 @@
+"""Defragmentation of a thin swap file (T4): the loop and the copying, beside a running VM or alone.
+
+A pass goes once through the page-frame space for the set of blocks that was chosen at its start. Another one follows only while each at
+least halves what is left, so that a VM that swaps for ever does not keep it for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..errors import RefusedError
+from ..media.journal import run_arrays
+from ..media.pagefile import PageFile, page_buffer
+from . import layout as lay
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .moves import Moves, Status
+    from .swapfile import SwapFile
+
+    Progress = Callable[[int, int, str], None] | None
+    Ints = NDArray[np.int64]
+
+# Reading through a gap of unwanted pages is quicker than another read.
+_GAP_PAGES = 32
+_SPAN_BUFFERS = 1000
+_ALONE_PAGES = 16384
+_BESIDE_PAGES = 1024
+
+
+class Moving(Protocol):
+    """The side that has the swap file open for writing: moves.Mover here, or remote.RemoteMover for another process's."""
+
+    def begin(self) -> Status:
+        """Choose which blocks to empty."""
+
+    def plan(self, most: int) -> Moves:
+        """Plan some moves."""
+
+    def commit(self) -> int:
+        """Let the frames that did not change name the copies."""
+
+    def end(self) -> Status:
+        """Drop what was planned, and end."""
+
+
+@dataclass(frozen=True)
+class DefragResult:
+    """What a defragmentation did; `complete`: nothing is left to do (beside a running VM: less than 1 %)."""
+
+    blocks_before: int
+    blocks_after: int
+    blocks_optimal: int
+    blocks_released: int
+    bytes_released: int
+    pages_moved: int
+    pages_optimal: int
+    passes: int
+    live: bool
+    complete: bool
+    seconds: float
+
+
+def plan_defrag(swap: SwapFile) -> DefragResult:
+    """Return what a defragmentation of an idle file would do, by a file opened for reading; O(storage blocks)."""
+    from .density import Density
+
+    choice = Density(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block).choose_to_empty()
+    before, released = swap.blocks_allocated, swap.blocks_allocated - choice.noptimal
+    return DefragResult(
+        blocks_before=before,
+        blocks_after=choice.noptimal,
+        blocks_optimal=choice.noptimal,
+        blocks_released=released,
+        bytes_released=released * swap.block_bytes,
+        pages_moved=choice.npages,
+        pages_optimal=choice.npages,
+        passes=0,
+        live=False,
+        complete=True,
+        seconds=0.0,
+    )
+
+
+@dataclass
+class Defragmenter:
+    """One defragmentation; `run` does it. `pages` copies; it is this process's own, whoever changes the words."""
+
+    moving: Moving
+    pages: PageFile
+    data_offset: int
+    block_bytes: int
+    live: bool
+    max_bytes: int | None = None
+    max_seconds: float | None = None
+    progress: Progress = None
+
+    def __post_init__(self) -> None:
+        """Begin to count."""
+        if (self.max_bytes is not None and self.max_bytes < 0) or (self.max_seconds is not None and self.max_seconds < 0):
+            raise RefusedError("a budget cannot be negative")
+        self._started = time.monotonic()
+        self._moved = 0
+        self._batch = _BESIDE_PAGES if self.live else _ALONE_PAGES
+
+    def run(self) -> DefragResult:
+        """Move pages until the best possible result, or until a budget is spent; what was moved stays so, stopped anywhere."""
+        first = status = self.moving.begin()
+        optimal, passes = first.pages_to_move, 0
+        try:
+            while True:
+                passes += 1
+                self._pass(optimal)
+                left = self.moving.end()
+                if self._spent() or self._is_good(left) or 2 * _excess(left) > _excess(status):
+                    break
+                status = self.moving.begin()
+        except BaseException:  # an interrupt too: the other side may fill these blocks again
+            self.moving.end()
+            raise
+        released = first.blocks_allocated - left.blocks_allocated
+        return DefragResult(
+            blocks_before=first.blocks_allocated,
+            blocks_after=left.blocks_allocated,
+            blocks_optimal=left.blocks_optimal,
+            blocks_released=max(released, 0),
+            bytes_released=max(released, 0) * self.block_bytes,
+            pages_moved=self._moved,
+            pages_optimal=optimal,
+            passes=passes,
+            live=self.live,
+            complete=self._is_good(left),
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _pass(self, total: int) -> None:
+        while (most := self._most()) > 0:
+            moves = self.moving.plan(most)
+            if not len(moves.sources):
+                return
+            copy_pages(self.pages, moves, self.data_offset)
+            # The copies must be durable before a record names them.
+            self.pages.fence()
+            self._moved += self.moving.commit()
+            if self.progress is not None:
+                self.progress(min(self._moved, total), total, "pages")
+
+    def _most(self) -> int:
+        """Return how many pages the next batch may have by the budgets."""
+        if self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds:
+            return 0
+        if self.max_bytes is None:
+            return self._batch
+        return min(self._batch, self.max_bytes // lay.PAGE - self._moved)
+
+    def _spent(self) -> bool:
+        return self._most() <= 0
+
+    def _is_good(self, status: Status) -> bool:
+        return _excess(status) <= (status.blocks_optimal // 100 if self.live else 0)
+
+
+def _excess(status: Status) -> int:
+    return status.blocks_allocated - status.blocks_optimal
+
+
+def copy_pages(pages: PageFile, moves: Moves, data_offset: int) -> None:
+    """Copy pages between slots: read in spans, through small gaps, and written in runs. Durable after a fence."""
+    by_source = np.argsort(moves.sources)
+    buffer = page_buffer(len(by_source))
+    _read_spans(pages, moves.sources[by_source], buffer, data_offset)
+    row_of = np.empty(len(by_source), np.int64)
+    row_of[by_source] = np.arange(len(by_source))
+    by_target = np.argsort(moves.targets)
+    views = [buffer[row].data for row in row_of[by_target].tolist()]
+    done = 0
+    for first, count in zip(*(each.tolist() for each in run_arrays(moves.targets[by_target])), strict=True):
+        pages.write(data_offset + first * lay.PAGE, views[done : done + count])
+        done += count
+
+
+def _read_spans(pages: PageFile, slots: Ints, buffer: NDArray[np.uint8], data_offset: int) -> None:
+    """Fill the buffer with the pages of ascending slots; gaps go to one place that nobody reads."""
+    unwanted = page_buffer(_GAP_PAGES)
+    firsts, lengths = run_arrays(slots)
+    gaps = np.append(firsts[1:] - firsts[:-1] - lengths[:-1], _GAP_PAGES + 1)
+    span: list[memoryview] = []
+    start = row = 0
+    for first, count, gap in zip(firsts.tolist(), lengths.tolist(), gaps.tolist(), strict=True):
+        if not span:
+            start = first
+        span.append(buffer[row : row + count].data.cast("B"))
+        row += count
+        if gap > _GAP_PAGES or len(span) >= _SPAN_BUFFERS:
+            pages.read(data_offset + start * lay.PAGE, span)
+            span = []
+        else:
+            span.append(unwanted[:gap].data.cast("B"))

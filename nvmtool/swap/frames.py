@@ -1,0 +1,109 @@
+"""The frame table and the storage-block words of a swap file: reading and sealing, scalar and vectorised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..media import word
+from . import layout as lay
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..media.word import Words
+
+    Ints = NDArray[np.int64]
+
+IN_MEMORY = -1
+UNTOUCHED = -2
+
+_FRAME = word.place(lay.FRAME_PLACE, 0, 0)
+_STORAGE = word.place(lay.STORAGE_PLACE, 0, 0)
+_SLOT_BITS = word.SLOT << word.VALUE_BITS
+_MEMORY_BITS = word.MEMORY << word.VALUE_BITS | 1
+_STORAGE_BITS = word.STORAGE << word.VALUE_BITS
+
+
+def slot_word(frame: int, slot: int) -> int:
+    """Return the word of a frame that is in a slot; what is stored is slot + 1, so that two bytes differ from absent."""
+    return word.seal(_SLOT_BITS | slot + 1, _FRAME | frame)
+
+
+def memory_word(frame: int) -> int:
+    """Return the word of a frame that is in memory."""
+    return word.seal(_MEMORY_BITS, _FRAME | frame)
+
+
+def slot_words(frames: Ints, slots: Ints) -> Words:
+    """Return the words of frames that are in slots, arrays of equal shape."""
+    payloads = slots.astype(np.uint64) + np.uint64(_SLOT_BITS + 1)
+    return word.seal_array(payloads, word.places_array(lay.FRAME_PLACE, 0, frames))
+
+
+def memory_words(frames: Ints) -> Words:
+    """Return the words of frames that are in memory."""
+    return word.seal_array(np.full(len(frames), _MEMORY_BITS, np.uint64), word.places_array(lay.FRAME_PLACE, 0, frames))
+
+
+def frame_state(stored: int, frame: int, nslots: int, offset: int) -> int:
+    """Return a frame's slot, IN_MEMORY or UNTOUCHED; `offset` is the word's byte in the file. Raises DamagedError."""
+    if stored == 0:
+        return UNTOUCHED
+    payload = word.unseal(stored, _FRAME | frame, f"frame word {frame}", offset)
+    kind, value = payload >> word.VALUE_BITS, payload & word.VALUE_MASK
+    if kind == word.SLOT and 0 < value <= nslots:
+        return value - 1
+    if payload != _MEMORY_BITS:
+        word.damaged(f"frame word {frame}", offset, stored, f"names neither memory nor one of {nslots} slots")
+    return IN_MEMORY
+
+
+def frame_states(stored: Words, frames: Ints, nslots: int, base: int) -> Ints:
+    """Return the states of frames whose words are given; `base` is the first frame word's byte.
+
+    Raises DamagedError for the first bad one.
+    """
+    states = np.full(len(stored), UNTOUCHED, np.int64)
+    present = np.flatnonzero(stored)
+    if not len(present):
+        return states
+    words, of = stored[present], frames[present]
+    bad = word.syndrome_array(words, word.places_array(lay.FRAME_PLACE, 0, of)) != 0
+    kinds, values = words >> np.uint64(60), (words >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64)
+    in_slot = (kinds == word.SLOT) & (values > 0) & (values <= nslots)
+    in_memory = words >> np.uint64(8) == _MEMORY_BITS
+    bad |= ~(in_slot | in_memory)
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        frame_state(int(words[at]), int(of[at]), nslots, base + int(of[at]) * 8)
+    states[present] = np.where(in_slot, values - 1, IN_MEMORY)
+    return states
+
+
+def storage_words(blocks: Ints, used: Ints, present: NDArray[np.bool_]) -> Words:
+    """Return the words of storage blocks: absent where they have no storage, else how many of their slots are used."""
+    payloads = used.astype(np.uint64) + np.uint64(_STORAGE_BITS + 1)
+    return np.where(present, word.seal_array(payloads, word.places_array(lay.STORAGE_PLACE, 0, blocks)), np.uint64(0))
+
+
+def storage_states(stored: Words, slots_per_block: int, base: int, first: int = 0) -> Ints:
+    """Return the used slots of storage blocks `first` and on, -1 where a block has no storage.
+
+    Raises DamagedError for the first bad one.
+    """
+    used = np.full(len(stored), -1, np.int64)
+    present = np.flatnonzero(stored)
+    words = stored[present]
+    bad = word.syndrome_array(words, word.places_array(lay.STORAGE_PLACE, 0, present + first)) != 0
+    values = (words >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64)
+    bad |= (words >> np.uint64(60) != word.STORAGE) | (values == 0) | (values > slots_per_block + 1)
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        block = int(present[at]) + first
+        what, offset = f"storage word {block}", base + block * 8
+        word.open_pointer(int(words[at]), word.STORAGE, _STORAGE | block, slots_per_block + 2, what, offset)
+        word.damaged(what, offset, int(words[at]), "counts no storage")
+    used[present] = values - 1
+    return used
