@@ -29,7 +29,7 @@ class Resident:
         self.frame_of = [-1] * nrows
         self.referenced = bytearray(nrows)
         self.free = list(range(nrows - 1, -1, -1))
-        self._bytes = memoryview(self.pages.reshape(-1))
+        self._bytes = self.pages.reshape(-1).data
         self._hand = 0
 
     def buffer(self, row: int) -> memoryview:

@@ -57,19 +57,20 @@ class Stamps:
         self._fd = fd
         self._store = FileStore(path, fd, stamps_bytes(nframes), writable=True)
         # The private mapping shows what the shared one stores, for nothing is ever changed in it.
-        self._words = memoryview(self._store.view).cast("B").cast("Q")
+        self._words = self._store.view.data.cast("B").cast("Q")
 
     @classmethod
     def open(cls, path: Path, uuid: bytes, nframes: int) -> Stamps:
         """Open the stamps of a swap file.
 
-        Raises NotFoundError, FormatError for what is none, RefusedError for another swap file's, DamagedError for what is damaged or too short.
+        Raises NotFoundError, FormatError for what is none, RefusedError for another swap file's, DamagedError for what is damaged
+        or too short.
         """
         fd = open_file(path, writable=True)
         try:
             fields = STAMPS_FORMAT.read(path, fd)
             if fields["swap_uuid"] != uuid or fields["nframes"] != nframes:
-                raise RefusedError(f"{path}: these are the stamps of another swap file (UUID {fields['swap_uuid'].hex()}, not {uuid.hex()})")
+                raise RefusedError(f"{path}: stamps of another swap file (UUID {fields['swap_uuid'].hex()}, not {uuid.hex()})")
             if file_size(fd) < stamps_bytes(nframes):
                 raise DamagedError(f"{path}: truncated: {file_size(fd)} bytes, {nframes} page frames need {stamps_bytes(nframes)}")
             return cls(path, fd, nframes)

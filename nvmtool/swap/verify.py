@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..media.pagefile import page_buffer
+from .frames import IN_MEMORY
 from .stamps_layout import ANY, MEMORY, NEVER, SWAPPED
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 _CHUNK_FRAMES = 1 << 16
 _BATCH_PAGES = 256
 _MOST_SAID = 10
-IN_MEMORY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def iter_checked(
     for start in range(0, swap.nframes, _CHUNK_FRAMES):
         frames = np.arange(start, min(start + _CHUNK_FRAMES, swap.nframes))
         wanted = expected(start, start + frames.size)
-        slots = swap.states(frames)
+        slots = swap.states_of_range(start, start + frames.size)
         present = slots >= 0
         lost = ~present & (wanted.states == SWAPPED)
         for index in np.flatnonzero(lost).tolist():

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import NoSpaceError, RefusedError
+from .frames import IN_MEMORY
 from .latency import Latencies
 from .resident import Resident
 from .stamps_layout import ANY, NEVER, SWAPPED
-from .verify import IN_MEMORY, Expected, Findings, describe
+from .verify import Expected, Findings, describe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .pattern import Pattern
     from .stamps import Stamps
     from .swapfile import SwapFile
@@ -26,14 +29,27 @@ _MOST_UNCOMMITTED = 1024
 _COMMIT_SECONDS = 0.25
 
 
+def _serve_nobody() -> bool:
+    return False
+
+
 class Vm:
     """The memory of one VM over its swap file. A failed swap-out loses nothing: its pages stay in memory, and it may be tried again.
 
     `known` holds per frame the version of its page plus 1, or 0 where this process has not seen the page yet.
     """
 
-    def __init__(self, swap: SwapFile, pattern: Pattern, nresident: int, *, stamps: Stamps | None, findings: Findings) -> None:
-        """Begin with nothing in memory."""
+    def __init__(
+        self,
+        swap: SwapFile,
+        pattern: Pattern,
+        nresident: int,
+        *,
+        stamps: Stamps | None,
+        findings: Findings,
+        poll: Callable[[], bool] = _serve_nobody,
+    ) -> None:
+        """Begin with nothing in memory; `poll` answers a defragmenter's requests and tells whether there were any."""
         self.swap = swap
         self.pattern = pattern
         self.findings = findings
@@ -42,6 +58,7 @@ class Vm:
         self.latencies = Latencies()
         self.ops = self.swap_ins = self.swap_outs = self.first_touches = self.verified_pages = self.lost_in_memory = 0
         self._stamps = stamps
+        self._poll = poll
         # Versions rise through all runs on a file, so that an old page is never taken for a new one.
         self._version = time.time_ns() // 1000
         self._batch = min(swap.max_batch, max(self.resident.nrows // _BATCH_SHARE, 1))
@@ -57,10 +74,10 @@ class Vm:
 
         Raises NoSpaceError or RefusedError when no page can be swapped out to make room; what was in memory is still there.
         """
-        self.swap.poll()
+        self._poll()
         resident, pattern = self.resident, self.pattern
         rows, referenced, page_words = resident.rows, resident.referenced, resident.words
-        words, known = memoryview(page_words.reshape(-1)), memoryview(self.known)
+        words, known = page_words.reshape(-1).data, self.known.data
         version = self._version
         done = 0
         try:
@@ -89,17 +106,13 @@ class Vm:
         self.swap.commit()
         self._note_commit()
 
-    def swap_out_all(self) -> int:
-        """Swap out everything, in the order of the frames, and return the number of pages that could not be, with the reason raised.
-
-        Raises what stopped it; then `resident.rows` has what is still in memory.
-        """
+    def swap_out_all(self) -> None:
+        """Swap out everything, in the order of the frames; when that raises, `resident.rows` has what is still in memory."""
         frames = sorted(self.resident.rows)
         start = 0
         while start < len(frames):
             start += self._swap_out(frames[start : start + self.swap.max_batch])
         self.commit()
-        return len(self.resident.rows)
 
     def check_resident(self) -> None:
         """Verify all 4096 bytes of every page in memory; errors go to the findings."""
@@ -122,7 +135,7 @@ class Vm:
     def _fault(self, frame: int) -> int:
         """Bring a page frame into memory and return its row."""
         start = time.perf_counter_ns()
-        if not self.swap.poll():
+        if not self._poll():
             # Only when a defragmenter was served has the VM waited for that.
             start = time.perf_counter_ns()
         resident = self.resident
@@ -149,6 +162,7 @@ class Vm:
         """Let a frame that is in no slot begin as zeros."""
         if state != IN_MEMORY:
             self.swap.touch(frame)
+            self._uncommitted += 1
         elif self._stamps is None:
             # With stamps they were counted at the start.
             self.lost_in_memory += 1
