@@ -25,9 +25,9 @@ class Latencies:
         self._counts[(shift << _FINE_BITS) + (nanoseconds >> shift)] += 1
         self.count += 1
 
-    def percentile_us(self, percent: float) -> float:
-        """Return what so many percent of the durations did not exceed, in microseconds; 0 where there are none."""
-        left = self.count * percent / 100
+    def percentile_us(self, per_mille: int) -> float:
+        """Return what so many of a thousand durations did not exceed, in microseconds; 0 where there are none."""
+        left = -(-self.count * per_mille // 1000)
         for index, count in enumerate(self._counts):
             left -= count
             if count and left <= 0:
