@@ -6,23 +6,30 @@ least halves what is left, so that a VM that swaps for ever does not keep it for
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import RefusedError
+from ..errors import BusyError, NvmtoolError, UsageError
+from ..media.imagefile import open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
+from .density import Density
+from .moves import Mover
+from .remote import RemoteMover
+from .swapfile import SwapFile, read_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .moves import Moves, Status
-    from .swapfile import SwapFile
 
     Progress = Callable[[int, int, str], None] | None
     Ints = NDArray[np.int64]
@@ -69,8 +76,6 @@ class DefragResult:
 
 def plan_defrag(swap: SwapFile) -> DefragResult:
     """Return what a defragmentation of an idle file would do, by a file opened for reading; O(storage blocks)."""
-    from .density import Density
-
     choice = Density(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block).choose_to_empty()
     before, released = swap.blocks_allocated, swap.blocks_allocated - choice.noptimal
     return DefragResult(
@@ -86,6 +91,44 @@ def plan_defrag(swap: SwapFile) -> DefragResult:
         complete=True,
         seconds=0.0,
     )
+
+
+def defragment(
+    path: str | Path,
+    *,
+    reservation: str | Path | None = None,
+    max_bytes: int | None = None,
+    max_seconds: float | None = None,
+    progress: Progress = None,
+) -> DefragResult:
+    """Defragment a swap file, beside its VM when one runs; stopped anywhere, nothing is lost, and running it again goes on.
+
+    Raises BusyError when another process has it that takes no part, and whatever `SwapFile.open` raises.
+    """
+    path = Path(path)
+    budgets: dict[str, Any] = {"max_bytes": max_bytes, "max_seconds": max_seconds, "progress": progress}
+    try:
+        swap = SwapFile.open(path, writable=True, reservation=reservation)
+    except BusyError:
+        return _defragment_beside(path, budgets)
+    with swap:
+        alone = Defragmenter(Mover(swap), swap.pages, swap.data_offset, swap.block_bytes, live=False, **budgets)
+        return alone.run()
+
+
+def _defragment_beside(path: Path, budgets: Mapping[str, Any]) -> DefragResult:
+    fd = open_file(path, writable=True)
+    try:
+        fields = read_fields(path, fd)
+        pages = PageFile(path, fd, writable=True)
+        data_offset, block_bytes = fields["data_start"] * lay.PAGE, fields["slots_per_block"] * lay.PAGE
+        try:
+            with RemoteMover(path, fd) as mover:
+                return Defragmenter(mover, pages, data_offset, block_bytes, live=True, **budgets).run()
+        finally:
+            pages.close()
+    finally:
+        os.close(fd)
 
 
 @dataclass
@@ -104,7 +147,7 @@ class Defragmenter:
     def __post_init__(self) -> None:
         """Begin to count."""
         if (self.max_bytes is not None and self.max_bytes < 0) or (self.max_seconds is not None and self.max_seconds < 0):
-            raise RefusedError("a budget cannot be negative")
+            raise UsageError("a budget cannot be negative")
         self._started = time.monotonic()
         self._moved = 0
         self._batch = _BESIDE_PAGES if self.live else _ALONE_PAGES
@@ -122,7 +165,8 @@ class Defragmenter:
                     break
                 status = self.moving.begin()
         except BaseException:  # an interrupt too: the other side may fill these blocks again
-            self.moving.end()
+            with suppress(NvmtoolError):  # the first error says more
+                self.moving.end()
             raise
         released = first.blocks_allocated - left.blocks_allocated
         return DefragResult(
