@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int, str], None] | None
     Ints = NDArray[np.int64]
+    Job = tuple[int, list[memoryview]]
 
 # Reading through a gap of unwanted pages is quicker than another read.
-_GAP_PAGES = 32
+_GAP_PAGES = 4
 _SPAN_BUFFERS = 1000
 _ALONE_PAGES = 16384
 _BESIDE_PAGES = 1024
+_JOBS_AT_ONCE = 128
+# Alone, several requests at the device at a time; beside a VM its faults come first.
+_ALONE_WORKERS = 4
+_BESIDE_WORKERS = 1
 
 
 class Moving(Protocol):
@@ -159,7 +165,8 @@ class Defragmenter:
         try:
             while True:
                 passes += 1
-                self._pass(optimal)
+                with ThreadPoolExecutor(_BESIDE_WORKERS if self.live else _ALONE_WORKERS) as workers:
+                    self._pass(optimal, workers)
                 left = self.moving.end()
                 if self._spent() or self._is_good(left) or 2 * _excess(left) > _excess(status):
                     break
@@ -183,12 +190,12 @@ class Defragmenter:
             seconds=time.monotonic() - self._started,
         )
 
-    def _pass(self, total: int) -> None:
+    def _pass(self, total: int, workers: ThreadPoolExecutor) -> None:
         while (most := self._most()) > 0:
             moves = self.moving.plan(most)
             if not len(moves.sources):
                 return
-            copy_pages(self.pages, moves, self.data_offset)
+            copy_pages(self.pages, moves, self.data_offset, workers)
             # The copies must be durable before a record names them.
             self.pages.fence()
             self._moved += self.moving.commit()
@@ -214,26 +221,28 @@ def _excess(status: Status) -> int:
     return status.blocks_allocated - status.blocks_optimal
 
 
-def copy_pages(pages: PageFile, moves: Moves, data_offset: int) -> None:
+def copy_pages(pages: PageFile, moves: Moves, data_offset: int, workers: ThreadPoolExecutor) -> None:
     """Copy pages between slots: read in spans, through small gaps, and written in runs. Durable after a fence."""
     by_source = np.argsort(moves.sources)
     buffer = page_buffer(len(by_source))
-    _read_spans(pages, moves.sources[by_source], buffer, data_offset)
+    _share_out(workers, pages.read, _read_jobs(moves.sources[by_source], buffer, data_offset))
     row_of = np.empty(len(by_source), np.int64)
     row_of[by_source] = np.arange(len(by_source))
     by_target = np.argsort(moves.targets)
     views = [buffer[row].data for row in row_of[by_target].tolist()]
-    done = 0
+    jobs, done = [], 0
     for first, count in zip(*(each.tolist() for each in run_arrays(moves.targets[by_target])), strict=True):
-        pages.write(data_offset + first * lay.PAGE, views[done : done + count])
+        jobs.append((data_offset + first * lay.PAGE, views[done : done + count]))
         done += count
+    _share_out(workers, pages.write, jobs)
 
 
-def _read_spans(pages: PageFile, slots: Ints, buffer: NDArray[np.uint8], data_offset: int) -> None:
-    """Fill the buffer with the pages of ascending slots; gaps go to one place that nobody reads."""
+def _read_jobs(slots: Ints, buffer: NDArray[np.uint8], data_offset: int) -> list[Job]:
+    """Return reads that fill the buffer with the pages of ascending slots; gaps go to one place that nobody looks at."""
     unwanted = page_buffer(_GAP_PAGES)
     firsts, lengths = run_arrays(slots)
     gaps = np.append(firsts[1:] - firsts[:-1] - lengths[:-1], _GAP_PAGES + 1)
+    jobs: list[Job] = []
     span: list[memoryview] = []
     start = row = 0
     for first, count, gap in zip(firsts.tolist(), lengths.tolist(), gaps.tolist(), strict=True):
@@ -242,7 +251,21 @@ def _read_spans(pages: PageFile, slots: Ints, buffer: NDArray[np.uint8], data_of
         span.append(buffer[row : row + count].data.cast("B"))
         row += count
         if gap > _GAP_PAGES or len(span) >= _SPAN_BUFFERS:
-            pages.read(data_offset + start * lay.PAGE, span)
+            jobs.append((data_offset + start * lay.PAGE, span))
             span = []
         else:
             span.append(unwanted[:gap].data.cast("B"))
+    return jobs
+
+
+def _share_out(workers: ThreadPoolExecutor, do: Callable[[int, list[memoryview]], None], jobs: list[Job]) -> None:
+    """Do all jobs, some at a time; raises what the first of them raises, when none is at work any more."""
+
+    def do_some(some: list[Job]) -> None:
+        for offset, buffers in some:
+            do(offset, buffers)
+
+    futures = [workers.submit(do_some, jobs[start : start + _JOBS_AT_ONCE]) for start in range(0, len(jobs), _JOBS_AT_ONCE)]
+    wait(futures)
+    for future in futures:
+        future.result()
