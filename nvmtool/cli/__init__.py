@@ -25,6 +25,7 @@ COMMANDS = {
     "purge": ("purge", "Move non-active blocks to the mass store."),
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
+    "defrag": ("defrag", "Move a swap file's pages together while its VM runs."),
 }
 
 _HELP = """\

@@ -6,32 +6,45 @@ least halves what is left, so that a VM that swaps for ever does not keep it for
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import RefusedError
+from ..errors import BusyError, NvmtoolError, UsageError
+from ..media.imagefile import open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
+from .density import Density
+from .moves import Mover
+from .remote import RemoteMover
+from .swapfile import SwapFile, read_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .moves import Moves, Status
-    from .swapfile import SwapFile
 
     Progress = Callable[[int, int, str], None] | None
     Ints = NDArray[np.int64]
+    Job = tuple[int, list[memoryview]]
 
 # Reading through a gap of unwanted pages is quicker than another read.
-_GAP_PAGES = 32
+_GAP_PAGES = 4
 _SPAN_BUFFERS = 1000
 _ALONE_PAGES = 16384
 _BESIDE_PAGES = 1024
+_JOBS_AT_ONCE = 128
+# Alone, several requests at the device at a time; beside a VM its faults come first.
+_ALONE_WORKERS = 4
+_BESIDE_WORKERS = 1
 
 
 class Moving(Protocol):
@@ -69,8 +82,6 @@ class DefragResult:
 
 def plan_defrag(swap: SwapFile) -> DefragResult:
     """Return what a defragmentation of an idle file would do, by a file opened for reading; O(storage blocks)."""
-    from .density import Density
-
     choice = Density(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block).choose_to_empty()
     before, released = swap.blocks_allocated, swap.blocks_allocated - choice.noptimal
     return DefragResult(
@@ -86,6 +97,44 @@ def plan_defrag(swap: SwapFile) -> DefragResult:
         complete=True,
         seconds=0.0,
     )
+
+
+def defragment(
+    path: str | Path,
+    *,
+    reservation: str | Path | None = None,
+    max_bytes: int | None = None,
+    max_seconds: float | None = None,
+    progress: Progress = None,
+) -> DefragResult:
+    """Defragment a swap file, beside its VM when one runs; stopped anywhere, nothing is lost, and running it again goes on.
+
+    Raises BusyError when another process has it that takes no part, and whatever `SwapFile.open` raises.
+    """
+    path = Path(path)
+    budgets: dict[str, Any] = {"max_bytes": max_bytes, "max_seconds": max_seconds, "progress": progress}
+    try:
+        swap = SwapFile.open(path, writable=True, reservation=reservation)
+    except BusyError:
+        return _defragment_beside(path, budgets)
+    with swap:
+        alone = Defragmenter(Mover(swap), swap.pages, swap.data_offset, swap.block_bytes, live=False, **budgets)
+        return alone.run()
+
+
+def _defragment_beside(path: Path, budgets: Mapping[str, Any]) -> DefragResult:
+    fd = open_file(path, writable=True)
+    try:
+        fields = read_fields(path, fd)
+        pages = PageFile(path, fd, writable=True)
+        data_offset, block_bytes = fields["data_start"] * lay.PAGE, fields["slots_per_block"] * lay.PAGE
+        try:
+            with RemoteMover(path, fd) as mover:
+                return Defragmenter(mover, pages, data_offset, block_bytes, live=True, **budgets).run()
+        finally:
+            pages.close()
+    finally:
+        os.close(fd)
 
 
 @dataclass
@@ -104,7 +153,7 @@ class Defragmenter:
     def __post_init__(self) -> None:
         """Begin to count."""
         if (self.max_bytes is not None and self.max_bytes < 0) or (self.max_seconds is not None and self.max_seconds < 0):
-            raise RefusedError("a budget cannot be negative")
+            raise UsageError("a budget cannot be negative")
         self._started = time.monotonic()
         self._moved = 0
         self._batch = _BESIDE_PAGES if self.live else _ALONE_PAGES
@@ -116,13 +165,15 @@ class Defragmenter:
         try:
             while True:
                 passes += 1
-                self._pass(optimal)
+                with ThreadPoolExecutor(_BESIDE_WORKERS if self.live else _ALONE_WORKERS) as workers:
+                    self._pass(optimal, workers)
                 left = self.moving.end()
                 if self._spent() or self._is_good(left) or 2 * _excess(left) > _excess(status):
                     break
                 status = self.moving.begin()
         except BaseException:  # an interrupt too: the other side may fill these blocks again
-            self.moving.end()
+            with suppress(NvmtoolError):  # the first error says more
+                self.moving.end()
             raise
         released = first.blocks_allocated - left.blocks_allocated
         return DefragResult(
@@ -139,12 +190,12 @@ class Defragmenter:
             seconds=time.monotonic() - self._started,
         )
 
-    def _pass(self, total: int) -> None:
+    def _pass(self, total: int, workers: ThreadPoolExecutor) -> None:
         while (most := self._most()) > 0:
             moves = self.moving.plan(most)
             if not len(moves.sources):
                 return
-            copy_pages(self.pages, moves, self.data_offset)
+            copy_pages(self.pages, moves, self.data_offset, workers)
             # The copies must be durable before a record names them.
             self.pages.fence()
             self._moved += self.moving.commit()
@@ -170,26 +221,28 @@ def _excess(status: Status) -> int:
     return status.blocks_allocated - status.blocks_optimal
 
 
-def copy_pages(pages: PageFile, moves: Moves, data_offset: int) -> None:
+def copy_pages(pages: PageFile, moves: Moves, data_offset: int, workers: ThreadPoolExecutor) -> None:
     """Copy pages between slots: read in spans, through small gaps, and written in runs. Durable after a fence."""
     by_source = np.argsort(moves.sources)
     buffer = page_buffer(len(by_source))
-    _read_spans(pages, moves.sources[by_source], buffer, data_offset)
+    _share_out(workers, pages.read, _read_jobs(moves.sources[by_source], buffer, data_offset))
     row_of = np.empty(len(by_source), np.int64)
     row_of[by_source] = np.arange(len(by_source))
     by_target = np.argsort(moves.targets)
     views = [buffer[row].data for row in row_of[by_target].tolist()]
-    done = 0
+    jobs, done = [], 0
     for first, count in zip(*(each.tolist() for each in run_arrays(moves.targets[by_target])), strict=True):
-        pages.write(data_offset + first * lay.PAGE, views[done : done + count])
+        jobs.append((data_offset + first * lay.PAGE, views[done : done + count]))
         done += count
+    _share_out(workers, pages.write, jobs)
 
 
-def _read_spans(pages: PageFile, slots: Ints, buffer: NDArray[np.uint8], data_offset: int) -> None:
-    """Fill the buffer with the pages of ascending slots; gaps go to one place that nobody reads."""
+def _read_jobs(slots: Ints, buffer: NDArray[np.uint8], data_offset: int) -> list[Job]:
+    """Return reads that fill the buffer with the pages of ascending slots; gaps go to one place that nobody looks at."""
     unwanted = page_buffer(_GAP_PAGES)
     firsts, lengths = run_arrays(slots)
     gaps = np.append(firsts[1:] - firsts[:-1] - lengths[:-1], _GAP_PAGES + 1)
+    jobs: list[Job] = []
     span: list[memoryview] = []
     start = row = 0
     for first, count, gap in zip(firsts.tolist(), lengths.tolist(), gaps.tolist(), strict=True):
@@ -198,7 +251,21 @@ def _read_spans(pages: PageFile, slots: Ints, buffer: NDArray[np.uint8], data_of
         span.append(buffer[row : row + count].data.cast("B"))
         row += count
         if gap > _GAP_PAGES or len(span) >= _SPAN_BUFFERS:
-            pages.read(data_offset + start * lay.PAGE, span)
+            jobs.append((data_offset + start * lay.PAGE, span))
             span = []
         else:
             span.append(unwanted[:gap].data.cast("B"))
+    return jobs
+
+
+def _share_out(workers: ThreadPoolExecutor, do: Callable[[int, list[memoryview]], None], jobs: list[Job]) -> None:
+    """Do all jobs, some at a time; raises what the first of them raises, when none is at work any more."""
+
+    def do_some(some: list[Job]) -> None:
+        for offset, buffers in some:
+            do(offset, buffers)
+
+    futures = [workers.submit(do_some, jobs[start : start + _JOBS_AT_ONCE]) for start in range(0, len(jobs), _JOBS_AT_ONCE)]
+    wait(futures)
+    for future in futures:
+        future.result()

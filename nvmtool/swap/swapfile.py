@@ -27,6 +27,7 @@ from ..media.store import FileStore
 from . import layout as lay
 from .density import Density
 from .frames import IN_MEMORY, UNTOUCHED, frame_state, frame_states, memory_word, memory_words, slot_words, storage_states, storage_words
+from .remote import Service
 from .slots import Slots
 from .storage import PlainStorage
 
@@ -76,6 +77,7 @@ class SwapFile:
         self._touched: set[int] = set()
         # Called with a frame that leaves its slot.
         self.on_leave: Callable[[int], None] | None = None
+        self.service: Service | None = None
         self._slots: Slots | None = None
         self._working = False
 
@@ -239,6 +241,14 @@ class SwapFile:
         self._count(targets, 1)
         self.slots.freed.extend(sources.tolist())
 
+    def serve(self) -> None:
+        """Let defragmenters in other processes ask this one; `poll` answers them."""
+        self.service = Service(self)
+
+    def poll(self) -> bool:
+        """Answer a defragmenter's request, if there is one; return whether there was. Call it between two faults."""
+        return self.service is not None and self.service.poll()
+
     def commit(self) -> None:
         """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does."""
         if self._touched:
@@ -265,6 +275,8 @@ class SwapFile:
     def close(self, *, commit: bool = True) -> None:
         """Close the file, with its log empty unless readers are still there."""
         try:
+            if self.service is not None:
+                self.service.close()
             if self.writable and commit:
                 self.commit()
                 self.commit()  # the words of what the first one gave back

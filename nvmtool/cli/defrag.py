@@ -1,0 +1,42 @@
+"""defrag: moving a swap file's pages together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from ..swap.defrag import defragment, plan_defrag
+from ..swap.swapfile import SwapFile
+from ..text import count_of, human
+from .options import dry_run_option, example, output_options
+from .output import Output
+from .params import SECONDS, SIZE
+
+
+@click.command("defrag", epilog=example("nvmtool defrag vm1.vswp", "nvmtool defrag vm1.vswp --max-seconds 30 --json"))
+@click.argument("file", type=click.Path())
+@click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
+@click.option("--max-bytes", type=SIZE, help="Stop when so many bytes have moved.")
+@click.option("--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the file says.")
+@dry_run_option
+@output_options
+def defrag_command(
+    file: str, max_seconds: float | None, max_bytes: int | None, reservation: str | None, dry_run: bool, out: Output
+) -> None:
+    """Move a swap file's pages together and give the emptied storage back, while its VM runs or without it.
+
+    It can be stopped at any moment and run again.
+    """
+    if dry_run:
+        with SwapFile.open(file) as swap:
+            result = plan_defrag(swap)
+    else:
+        with out.progress() as progress:
+            result = defragment(file, reservation=reservation, max_bytes=max_bytes, max_seconds=max_seconds, progress=progress)
+    blocks = f"{count_of(result.blocks_before, 'storage block')} before, {result.blocks_after:,} after, {result.blocks_optimal:,} optimal"
+    out.done(
+        {"swap_file": file, "dry_run": dry_run, **dataclasses.asdict(result)},
+        f"{file}: {'would move' if dry_run else 'moved'} {count_of(result.pages_moved, 'page')}, {blocks}, "
+        f"{human(result.bytes_released)} given back, {result.seconds:.2f} s" + ("" if result.complete else "; not complete, run it again"),
+    )
