@@ -57,7 +57,8 @@ class RunOptions:
 class RunReport:
     """What a run did.
 
-    `faults` had to wait for the swap file: a page was swapped in, or others out to make room; the percentiles are theirs, to within 2 %.
+    `faults` are accesses that waited: a page was swapped in, others were swapped out to make room, or a defragmenter was answered first;
+    the percentiles are theirs, to within 2 %.
     First touches that found a free row waited for nothing and are counted as `first_touches` alone. `verified_pages` were compared in all
     their 4096 bytes; `errors` counts page frames, the first ten are described in `findings`. `lost_in_memory` pages went with an earlier
     process that was killed, and began anew. `still_in_memory` pages could not be swapped out, for the reason `failure`.
@@ -112,20 +113,20 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, old)
 
 
-def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None, poll: Callable[[], bool] | None = None) -> RunReport:
+def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None) -> RunReport:
     """Run a VM on a writable swap file until its operations, its time or `stop` end it; then the file holds its whole memory.
 
-    `poll` answers a defragmenter's requests. Where pages cannot be swapped out, the report says why in `failure` and how many there were:
-    everything else is in the file. Raises UsageError, what opening stamps raises, and StorageError, after which the file is as a kill
-    would have left it.
+    Defragmenters in other processes are served meanwhile. Where pages cannot be swapped out, the report says why in `failure`, and how many
+    there were; everything else is in the file. Raises UsageError, what opening stamps raises, and StorageError, after which the file is as
+    a kill would have left it.
     """
     if options.resident_bytes < MIN_RESIDENT_PAGES * PAGE:
         raise UsageError(f"resident memory of {options.resident_bytes} bytes is less than {MIN_RESIDENT_PAGES} pages")
     stamps = _open_stamps(swap, options)
     if stamps is None:
-        return _Run(swap, options, None, stop or Stop(), poll).run()
+        return _Run(swap, options, None, stop or Stop()).run()
     with stamps:
-        return _Run(swap, options, stamps, stop or Stop(), poll).run()
+        return _Run(swap, options, stamps, stop or Stop()).run()
 
 
 def _open_stamps(swap: SwapFile, options: RunOptions) -> Stamps | None:
@@ -145,15 +146,14 @@ def _iter_swapped(swap: SwapFile) -> Iterator[np.ndarray[tuple[int], np.dtype[np
 class _Run:
     """One run, from its first look at the file to its report."""
 
-    def __init__(self, swap: SwapFile, options: RunOptions, stamps: Stamps | None, stop: Stop, poll: Callable[[], bool] | None) -> None:
+    def __init__(self, swap: SwapFile, options: RunOptions, stamps: Stamps | None, stop: Stop) -> None:
         self.swap = swap
         self.options = options
         self.stamps = stamps
         self.stop = stop
         self.findings = Findings()
         self.pattern = Pattern(swap.fields["uuid"])
-        nresident = options.resident_bytes // PAGE
-        self.vm = Vm(swap, self.pattern, nresident, stamps=stamps, findings=self.findings, poll=poll or (lambda: False))
+        self.vm = Vm(swap, self.pattern, options.resident_bytes // PAGE, stamps=stamps, findings=self.findings)
         self.verified_pages = self.lost_in_memory = 0
         self.failure: NvmtoolError | None = None
 
@@ -162,6 +162,7 @@ class _Run:
         if not self.options.only_verifies:
             if self.stamps is not None:
                 self._settle(self.stamps)
+            self.swap.serve()
             self._attempt(self._touch_memory)
             if self.options.verify:
                 self.vm.check_resident()

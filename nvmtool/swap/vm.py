@@ -18,8 +18,6 @@ from .stamps_layout import ANY, NEVER, SWAPPED
 from .verify import Expected, Findings, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .pattern import Pattern
     from .stamps import Stamps
     from .swapfile import SwapFile
@@ -29,27 +27,14 @@ _MOST_UNCOMMITTED = 1024
 _COMMIT_SECONDS = 0.25
 
 
-def _serve_nobody() -> bool:
-    return False
-
-
 class Vm:
     """The memory of one VM over its swap file. A failed swap-out loses nothing: its pages stay in memory, and it may be tried again.
 
     `known` holds per frame the version of its page plus 1, or 0 where this process has not seen the page yet.
     """
 
-    def __init__(
-        self,
-        swap: SwapFile,
-        pattern: Pattern,
-        nresident: int,
-        *,
-        stamps: Stamps | None,
-        findings: Findings,
-        poll: Callable[[], bool] = _serve_nobody,
-    ) -> None:
-        """Begin with nothing in memory; `poll` answers a defragmenter's requests and tells whether there were any."""
+    def __init__(self, swap: SwapFile, pattern: Pattern, nresident: int, *, stamps: Stamps | None, findings: Findings) -> None:
+        """Begin with nothing in memory."""
         self.swap = swap
         self.pattern = pattern
         self.findings = findings
@@ -58,7 +43,6 @@ class Vm:
         self.latencies = Latencies()
         self.ops = self.swap_ins = self.swap_outs = self.first_touches = self.verified_pages = self.lost_in_memory = 0
         self._stamps = stamps
-        self._poll = poll
         # Versions rise through all runs on a file, so that an old page is never taken for a new one.
         self._version = time.time_ns() // 1000
         self._batch = min(swap.max_batch, max(self.resident.nrows // _BATCH_SHARE, 1))
@@ -74,7 +58,10 @@ class Vm:
 
         Raises NoSpaceError or RefusedError when no page can be swapped out to make room; what was in memory is still there.
         """
-        self._poll()
+        start = time.perf_counter_ns()
+        if self.swap.poll():
+            # The next access has waited for that, whether it faults or not.
+            self.latencies.add(time.perf_counter_ns() - start)
         resident, pattern = self.resident, self.pattern
         rows, referenced, page_words = resident.rows, resident.referenced, resident.words
         words, known = page_words.reshape(-1).data, self.known.data
@@ -111,6 +98,7 @@ class Vm:
         frames = sorted(self.resident.rows)
         start = 0
         while start < len(frames):
+            self.swap.poll()
             start += self._swap_out(frames[start : start + self.swap.max_batch])
         self.commit()
 
@@ -135,7 +123,7 @@ class Vm:
     def _fault(self, frame: int) -> int:
         """Bring a page frame into memory and return its row."""
         start = time.perf_counter_ns()
-        if not self._poll():
+        if not self.swap.poll():
             # Only when a defragmenter was served has the VM waited for that.
             start = time.perf_counter_ns()
         resident = self.resident

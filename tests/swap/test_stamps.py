@@ -26,7 +26,7 @@ from nvmtool.swap.stamps_layout import ANY, MEMORY, NEVER, SWAPPED, stamps_bytes
 from nvmtool.swap.swapfile import SwapFile
 
 NFRAMES = 600
-RESIDENT = 64 * PAGE
+RESIDENT = 256 * PAGE
 _COMMAND = [sys.executable, "-c", "from nvmtool.cli.swap_run import run_command; run_command()"]
 
 
