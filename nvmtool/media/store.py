@@ -106,6 +106,14 @@ class FileStore:
         self._dirty = True
         self._words[offset >> 3] = value
 
+    def store_words(self, indexes: NDArray[np.int64], values: NDArray[np.uint64]) -> None:
+        """Store scattered words, each in one piece, in no particular order; an index is a byte offset divided by 8."""
+        assert self._shared is not None
+        self._alive()
+        self._dirty = True
+        # An aligned item of 8 bytes is one store in numpy's assignment, as it is in a memoryview's.
+        np.frombuffer(self._shared, "<u8")[indexes] = values
+
     def store_bytes(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks one behind the other; may tear until the next fence."""
         self._alive()
@@ -195,6 +203,11 @@ class DaxStore(FileStore):
         """Store an aligned word in one piece."""
         super().store_word(offset, value)
         self._ranges.append((offset, 8))
+
+    def store_words(self, indexes: NDArray[np.int64], values: NDArray[np.uint64]) -> None:
+        """Store scattered words, each in one piece, in no particular order; an index is a byte offset divided by 8."""
+        super().store_words(indexes, values)
+        self._ranges.extend((index << 3, 8) for index in indexes.tolist())
 
     def store_bytes(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks one behind the other; may tear until the next fence."""
