@@ -61,7 +61,8 @@ def run_command(
     with stop_on_signals() as stop:
         _require_another_file(file, stamps)
         with SwapFile.open(file, writable=True) as swap:
-            report = run_vm(swap, options, stop=stop)
+            swap.serve()
+            report = run_vm(swap, options, stop=stop, poll=swap.poll)
     for line in report.findings:
         click.echo(f"{file}: {line}", err=True)
     _print(out, file, report)

@@ -82,6 +82,14 @@ def frame_states(stored: Words, frames: Ints, nslots: int, base: int) -> Ints:
     return states
 
 
+def may_be_in_blocks(stored: Words, blocks: NDArray[np.bool_], slots_per_block: int) -> NDArray[np.bool_]:
+    """Tell which words seem to name slots in chosen blocks; a quick look that no checksum proves."""
+    values = (stored >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64) - 1
+    numbers = np.minimum(values // slots_per_block, len(blocks) - 1)
+    found: NDArray[np.bool_] = (stored >> np.uint64(60) == word.SLOT) & blocks[numbers]
+    return found
+
+
 def storage_words(blocks: Ints, used: Ints, present: NDArray[np.bool_]) -> Words:
     """Return the words of storage blocks: absent where they have no storage, else how many of their slots are used."""
     payloads = used.astype(np.uint64) + np.uint64(_STORAGE_BITS + 1)

@@ -26,7 +26,18 @@ from ..media.root import Root
 from ..media.store import FileStore
 from . import layout as lay
 from .density import Density
-from .frames import IN_MEMORY, UNTOUCHED, frame_state, frame_states, memory_word, memory_words, slot_words, storage_states, storage_words
+from .frames import (
+    IN_MEMORY,
+    UNTOUCHED,
+    frame_state,
+    frame_states,
+    may_be_in_blocks,
+    memory_word,
+    memory_words,
+    slot_words,
+    storage_states,
+    storage_words,
+)
 from .remote import Service
 from .slots import Slots
 from .storage import PlainStorage
@@ -47,6 +58,7 @@ _MOST_AT_ONCE = 4096
 # Words that a commit may need for storage blocks, beside those of frames.
 _SPARE_WORDS = 4096
 _FRAMES_AT_ONCE = 1 << 18
+_HELPER_SECONDS = 10.0
 
 
 class SwapFile:
@@ -162,6 +174,13 @@ class SwapFile:
         words = self.journal.array[self._frame_base + first : self._frame_base + behind]
         return frame_states(words, np.arange(first, behind), self.nslots, self._frame_base * 8)
 
+    def frames_in_blocks(self, first: int, behind: int, blocks: NDArray[np.bool_]) -> Ints:
+        """Return those of consecutive frames, ascending, whose slots are in chosen storage blocks; raises DamagedError for one of them."""
+        words = self.journal.array[self._frame_base + first : self._frame_base + behind]
+        frames = np.flatnonzero(may_be_in_blocks(words, blocks, self.slots_per_block)) + first
+        slots = self.states(frames)
+        return frames[blocks[slots // self.slots_per_block]]
+
     def read_pages(self, frames: Ints, out: NDArray[np.uint8]) -> None:
         """Read frames that are in slots into rows of 4096 bytes; the frames stay where they are. Raises NotFoundError."""
         states = self.states(frames)
@@ -191,7 +210,7 @@ class SwapFile:
             raise UsageError(f"{self.path}: frame {int(frames[before >= 0][0])} is swapped already")
         if self.journal.pending_words > self.journal.max_words // 2:
             self.commit()
-        slots = self._take_slots(len(frames))
+        slots = self._take_slots_patiently(len(frames))
         try:
             self._write(slots, pages)
             self._name(frames, slots)
@@ -285,6 +304,15 @@ class SwapFile:
             self.storage.close()
             self.pages.close()
             self._file.close()
+
+    def _take_slots_patiently(self, count: int) -> Ints:
+        """Reserve free slots; where a helper holds the last ones, let it finish."""
+        try:
+            return self._take_slots(count)
+        except (NoSpaceError, RefusedError):
+            if self.service is None or not self.service.wait_until_free(_HELPER_SECONDS):
+                raise
+        return self._take_slots(count)
 
     def _take_slots(self, count: int) -> Ints:
         """Reserve free slots, in new storage blocks where those with storage have none left; raises NoSpaceError or RefusedError."""
