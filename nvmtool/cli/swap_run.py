@@ -61,8 +61,7 @@ def run_command(
     with stop_on_signals() as stop:
         _require_another_file(file, stamps)
         with SwapFile.open(file, writable=True) as swap:
-            swap.serve()
-            report = run_vm(swap, options, stop=stop, poll=swap.poll)
+            report = run_vm(swap, options, stop=stop)
     for line in report.findings:
         click.echo(f"{file}: {line}", err=True)
     _print(out, file, report)
