@@ -60,8 +60,8 @@ def run_command(
     options = RunOptions(resident, workload, ops, seconds, seed, write_ratio, verify, stamps)
     with stop_on_signals() as stop:
         _require_another_file(file, stamps)
-        with SwapFile.open(file, writable=True) as swap:
-            report = run_vm(swap, options, stop=stop)
+        with SwapFile.open(file, writable=True) as swap, out.progress() as progress:
+            report = run_vm(swap, options, stop=stop, progress=progress)
     for line in report.findings:
         click.echo(f"{file}: {line}", err=True)
     _print(out, file, report)
@@ -69,7 +69,7 @@ def run_command(
         raise report.failure
     if report.errors:
         ctx.exit(PROBLEMS_FOUND)
-    if report.ended_by == "SIGINT":
+    if report.ended_by == "SIGINT" or (verify and not report.verified_all):
         ctx.exit(INTERRUPTED)
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .swapfile import SwapFile
     from .verify import Checked
 
+    # Called with what is done, the total, and the unit.
+    Progress = Callable[[int, int, str], None]
+
 MIN_RESIDENT_PAGES = 16
 # So often a defragmenter is served, and the end of the run is looked for, where there are no faults.
 _OPS_AT_ONCE = 64
@@ -57,11 +60,12 @@ class RunOptions:
 class RunReport:
     """What a run did.
 
-    `faults` are accesses that waited: a page was swapped in, others were swapped out to make room, or a defragmenter was answered first;
-    the percentiles are theirs, to within 2 %.
-    First touches that found a free row waited for nothing and are counted as `first_touches` alone. `verified_pages` were compared in all
-    their 4096 bytes; `errors` counts page frames, the first ten are described in `findings`. `lost_in_memory` pages went with an earlier
-    process that was killed, and began anew. `still_in_memory` pages could not be swapped out, for the reason `failure`.
+    - `faults` are accesses that waited: a page was swapped in, others were swapped out to make room, or a defragmenter was answered first.
+      The percentiles are theirs, to within 2 %. First touches that found a free row waited for nothing: `first_touches` counts all of them.
+    - `verified_pages` were compared in all their 4096 bytes; `verified_all` tells whether that was everything, as asked for.
+    - `errors` counts page frames; `findings` describes the first ten.
+    - `lost_in_memory` pages went with an earlier process that was killed, and began anew.
+    - `still_in_memory` pages could not be swapped out, for the reason `failure`.
     """
 
     ops: int
@@ -76,6 +80,7 @@ class RunReport:
     errors: int
     lost_in_memory: int
     still_in_memory: int
+    verified_all: bool
     seconds: float
     ended_by: str
     findings: tuple[str, ...]
@@ -88,10 +93,12 @@ class Stop:
     def __init__(self) -> None:
         """Nobody asked yet."""
         self.reason = ""
+        self.times_asked = 0
 
     def ask(self, reason: str) -> None:
         """Let the run end in order as soon as it can."""
         self.reason = self.reason or reason
+        self.times_asked += 1
 
 
 @contextmanager
@@ -113,7 +120,7 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, old)
 
 
-def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None) -> RunReport:
+def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None, progress: Progress | None = None) -> RunReport:
     """Run a VM on a writable swap file until its operations, its time or `stop` end it; then the file holds its whole memory.
 
     Defragmenters in other processes are served meanwhile. Where pages cannot be swapped out, the report says why in `failure`, and how many
@@ -124,9 +131,9 @@ def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None) -> 
         raise UsageError(f"resident memory of {options.resident_bytes} bytes is less than {MIN_RESIDENT_PAGES} pages")
     stamps = _open_stamps(swap, options)
     if stamps is None:
-        return _Run(swap, options, None, stop or Stop()).run()
+        return _Run(swap, options, None, stop or Stop(), progress).run()
     with stamps:
-        return _Run(swap, options, stamps, stop or Stop()).run()
+        return _Run(swap, options, stamps, stop or Stop(), progress).run()
 
 
 def _open_stamps(swap: SwapFile, options: RunOptions) -> Stamps | None:
@@ -146,15 +153,17 @@ def _iter_swapped(swap: SwapFile) -> Iterator[np.ndarray[tuple[int], np.dtype[np
 class _Run:
     """One run, from its first look at the file to its report."""
 
-    def __init__(self, swap: SwapFile, options: RunOptions, stamps: Stamps | None, stop: Stop) -> None:
+    def __init__(self, swap: SwapFile, options: RunOptions, stamps: Stamps | None, stop: Stop, progress: Progress | None) -> None:
         self.swap = swap
         self.options = options
         self.stamps = stamps
         self.stop = stop
+        self.progress = progress
         self.findings = Findings()
         self.pattern = Pattern(swap.fields["uuid"])
         self.vm = Vm(swap, self.pattern, options.resident_bytes // PAGE, stamps=stamps, findings=self.findings)
         self.verified_pages = self.lost_in_memory = 0
+        self.verified_all = False
         self.failure: NvmtoolError | None = None
 
     def run(self) -> RunReport:
@@ -181,6 +190,8 @@ class _Run:
     def _settle(self, stamps: Stamps) -> None:
         """Learn each page's version from the stamps, or from the page where a kill left two; let what is gone begin anew."""
         for checked in iter_checked(self.swap, self.pattern, stamps.expected, self.findings, only_uncertain=True):
+            if self.stop.reason:
+                return
             self._count(checked)
             states, versions = _settled(checked)
             expected = checked.expected
@@ -194,7 +205,11 @@ class _Run:
         left = options.ops
         deadline = time.monotonic() + options.seconds if options.seconds is not None else None
         for frames, writes in iter_accesses(options.workload, self.swap.nframes, seed=options.seed, write_ratio=options.write_ratio):
+            if options.ops is not None:
+                self._tell(vm.ops, options.ops, "operations")
             for start in range(0, len(frames), _OPS_AT_ONCE):
+                if stop.reason:
+                    return
                 count = _OPS_AT_ONCE if left is None else min(left, _OPS_AT_ONCE)
                 vm.access(frames[start : start + count], writes[start : start + count])
                 if left is not None:
@@ -203,17 +218,25 @@ class _Run:
                         stop.ask("ops")
                 if deadline is not None and time.monotonic() >= deadline:
                     stop.ask("seconds")
-                if stop.reason:
-                    return
 
     def _verify_file(self) -> None:
+        """Compare all pages, unless somebody asks for the end meanwhile; once more, where that ended the run before."""
+        asked = 0 if self.options.only_verifies else self.stop.times_asked
         for checked in iter_checked(self.swap, self.pattern, self._expected(), self.findings):
+            if self.stop.times_asked > asked:
+                return
             self._count(checked)
+            self._tell(int(checked.frames[-1]) + 1, self.swap.nframes, "pages")
+        self.verified_all = True
 
     def _expected(self) -> Callable[[int, int], Expected]:
         if self.options.only_verifies and self.stamps is not None:
             return self.stamps.expected
         return self.vm.expected
+
+    def _tell(self, done: int, total: int, unit: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, unit)
 
     def _count(self, checked: Checked) -> None:
         self.verified_pages += checked.npages
@@ -234,6 +257,7 @@ class _Run:
             errors=self.findings.errors,
             lost_in_memory=self.lost_in_memory + vm.lost_in_memory,
             still_in_memory=len(vm.resident.rows),
+            verified_all=self.verified_all,
             seconds=round(seconds, 6),
             ended_by="failure" if self.failure is not None else self.stop.reason or "ops",
             findings=tuple(self.findings.lines),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .stamps import Stamps
     from .swapfile import SwapFile
 
+# A batch swapped out is an eighth of the rows, and no more than one vectored write takes (IOV_MAX).
 _BATCH_SHARE = 8
+_MOST_IN_BATCH = 1024
 _MOST_UNCOMMITTED = 1024
 _COMMIT_SECONDS = 0.25
 
@@ -45,7 +47,8 @@ class Vm:
         self._stamps = stamps
         # Versions rise through all runs on a file, so that an old page is never taken for a new one.
         self._version = time.time_ns() // 1000
-        self._batch = min(swap.max_batch, max(self.resident.nrows // _BATCH_SHARE, 1))
+        self._most = min(swap.max_batch, _MOST_IN_BATCH)
+        self._batch = min(self._most, max(self.resident.nrows // _BATCH_SHARE, 1))
         self._uncommitted = 0
         self._committed_at = time.monotonic()
 
@@ -99,7 +102,7 @@ class Vm:
         start = 0
         while start < len(frames):
             self.swap.poll()
-            start += self._swap_out(frames[start : start + self.swap.max_batch])
+            start += self._swap_out(frames[start : start + self._most])
         self.commit()
 
     def check_resident(self) -> None:

@@ -112,6 +112,15 @@ def test_whoever_runs_a_vm_can_stop_it(swap_path: Path) -> None:
     assert (report.ended_by, report.still_in_memory) == ("enough", 0)
 
 
+def test_verifying_can_be_stopped_and_says_that_it_was(swap_path: Path) -> None:
+    stop = Stop()
+    with SwapFile.open(swap_path, writable=True) as swap:
+        assert run_vm(swap, RunOptions(RESIDENT, ops=0, verify=True), stop=stop).verified_all
+        stop.ask("SIGINT")
+        report = run_vm(swap, RunOptions(RESIDENT, ops=0, verify=True), stop=stop)
+    assert (report.verified_all, report.ended_by) == (False, "SIGINT")
+
+
 def test_swap_ins_give_their_slots_back_without_any_swap_out(swap_path: Path) -> None:
     _run(swap_path, NFRAMES * PAGE, workload="sweep", ops=NFRAMES)
     with SwapFile.open(swap_path, writable=True) as swap:
