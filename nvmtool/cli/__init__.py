@@ -25,6 +25,7 @@ COMMANDS = {
     "purge": ("purge", "Move non-active blocks to the mass store."),
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
+    "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
 }
 
 _HELP = """\

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,13 +43,10 @@ class BlockArea:
         """Give the storage of a run back to the file system."""
         self.pages.punch(*self.bounds(first, count))
 
-    def stored_bytes(self, first: int, count: int, *, written: bool = False) -> int:
-        """Return how much of a run has storage, only what was written if asked for."""
-        return sum(extent.length for extent in self.pages.extents(*self.bounds(first, count)) if extent.written or not written)
-
-    def is_whole(self, first: int, count: int, *, written: bool) -> bool:
-        """Tell whether all of a run has storage, and all of it was written if that matters."""
-        return self.stored_bytes(first, count, written=written) == count * self.block_bytes
+    def is_written(self, first: int, count: int) -> bool:
+        """Tell whether all of a run has storage that was written, so that a clone has it too."""
+        extents = self.pages.extents(*self.bounds(first, count))
+        return sum(extent.length for extent in extents if extent.written) == count * self.block_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +87,8 @@ class BlockMover:
         except NvmtoolError:
             # Before a clone is whole nothing was punched; an allocation gave the reserved storage up for its last try.
             self.storage.punch(other, count)
-            if not self.clones:
-                self.reserved.pages.allocate(*source)
-            elif not self.reserved.is_whole(first, count, written=True):
-                write_zeros(self.reserved, first, count)
+            if not (self.clones and self.reserved.is_written(first, count)):
+                fill(self.reserved, first, count, written=self.clones)
             raise
         self.reserved.punch(first, count)
 
@@ -107,14 +103,14 @@ class BlockMover:
 
     def _bring_back_run(self, first: int, other: int, count: int) -> None:
         if self.clones:
-            if self.storage.is_whole(other, count, written=True) and self._clone_back(first, other, count):
+            if self.storage.is_written(other, count) and self._clone_back(first, other, count):
                 self.storage.punch(other, count)
                 return
             if count > 1:  # after a kill the blocks of one run may be in different states
                 for index in range(count):
                     self._bring_back_run(first + index, other + index, 1)
                 return
-            if self.reserved.is_whole(first, 1, written=True):
+            if self.reserved.is_written(first, 1):
                 self.storage.punch(other, 1)
                 return
         self._allocate_back(first, other, count)
@@ -124,19 +120,22 @@ class BlockMover:
         return self.reserved.pages.clone_from(self.storage.pages, source[0], *target)
 
     def _allocate_back(self, first: int, other: int, count: int) -> None:
-        fill = write_zeros if self.clones else allocate_blocks
         try:
-            fill(self.reserved, first, count)
+            fill(self.reserved, first, count, written=self.clones)
             self.storage.punch(other, count)
         except NoSpaceError:
             self.storage.punch(other, count)
+            # A file system may keep what was freed until it is durable.
             self.storage.pages.fence()
-            fill(self.reserved, first, count)
+            fill(self.reserved, first, count, written=self.clones)
 
 
-def allocate_blocks(area: BlockArea, first: int, count: int) -> None:
-    """Give a run of blocks storage; raises NoSpaceError."""
-    area.pages.allocate(*area.bounds(first, count))
+def fill(area: BlockArea, first: int, count: int, *, written: bool) -> None:
+    """Give a run of blocks storage, written with zeros where blocks are cloned; raises NoSpaceError."""
+    if written:
+        write_zeros(area, first, count)
+    else:
+        area.pages.allocate(*area.bounds(first, count))
 
 
 def write_zeros(area: BlockArea, first: int, count: int) -> None:
@@ -144,7 +143,7 @@ def write_zeros(area: BlockArea, first: int, count: int) -> None:
 
     Each block is written by itself: a file system that copies on write then frees its extent as soon as the block is overwritten.
     """
-    zeros = memoryview(page_buffer(_ZEROS_BYTES // PAGE)).cast("B")
+    zeros = page_buffer(_ZEROS_BYTES // PAGE).data.cast("B")
     for block in range(first, first + count):
         offset, length = area.bounds(block, 1)
         chunks = [zeros[: min(_ZEROS_BYTES, length - start)] for start in range(0, length, _ZEROS_BYTES)]
@@ -157,5 +156,5 @@ def joint_runs(reserved: Ints, storage: Ints) -> Iterator[tuple[int, int, int]]:
         return
     breaks = np.flatnonzero((np.diff(reserved) != 1) | (np.diff(storage) != 1)) + 1
     bounds = [0, *breaks.tolist(), len(reserved)]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         yield int(reserved[start]), int(storage[start]), end - start

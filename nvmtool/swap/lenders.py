@@ -64,7 +64,9 @@ class LenderTable:
             start * 8,
         )
         payloads = [
-            word.unseal(self._journal.words[start + index], where[index], f"{self._path}: word {index} of lender {number}", (start + index) * 8)
+            word.unseal(
+                self._journal.words[start + index], where[index], f"{self._path}: word {index} of lender {number}", (start + index) * 8
+            )
             for index in range(1, _RECORD_WORDS)
         ]
         uuid = _unpack(payloads[:_UUID_WORDS])[:16]
