@@ -80,7 +80,7 @@ class BlockWords:
 
     def find_held(self, count: int, nblocks: int, start: int) -> Ints:
         """Return the numbers of held blocks, ascending from `start` on and then from 0; raises DamagedError for fewer than `count`."""
-        found: list[Ints] = []
+        found: list[Ints] = [np.empty(0, np.int64)]
         missing = count
         for first, end in ((start, nblocks), (0, start)):
             while missing and first < end:
