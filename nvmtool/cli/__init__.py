@@ -26,6 +26,7 @@ COMMANDS = {
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
     "defrag": ("defrag", "Move a swap file's pages together while its VM runs."),
+    "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
 }
 
 _HELP = """\

@@ -198,11 +198,35 @@ class Journal:
         self._append(changed)
         self._changed_pages += [changed // _WORDS_PER_PAGE, np.array(self._fresh_blocks, np.int64)]
 
+    def reload(self) -> None:
+        """See what other processes committed since; for files whose writers take turns, each under the writer's lock.
+
+        Costs two comparisons when nothing changed. Raises DamagedError.
+        """
+        assert self.is_idle, "an open transaction stands on words that others may have changed"
+        generation = self._read_generation()
+        if generation != self.generation:
+            # Another process moved everything home: our private pages are older than what is there.
+            self._drop_private(np.concatenate([*self._changed_pages, self.zeroed[:0]]))
+            self._changed_pages.clear()
+            self._no_room = None
+            self.generation = generation
+            self.sequence = 0
+            self.zeroed = self.zeroed[:0]
+            self._tail = self._start + PAGE
+        tail = self._tail
+        self._replay()
+        if self._tail != tail:
+            # Whoever wrote these records may have been killed before its flush; our next record must not be durable before them.
+            self.store.adopt(tail, self._tail - tail)
+
     def rollback(self) -> None:
         """Undo the open transaction in the view; nothing of it was durable."""
         self._fold_scalars()
         for indexes, old in reversed(self._arrays):
             self.array[indexes] = old
+        if self.writable:
+            self._drop_undone()
         self._fresh[self._fresh_blocks] = False
         self._drop_private(np.array(self._fresh_blocks, np.int64))
         self._forget()
@@ -346,6 +370,13 @@ class Journal:
         self._array_words = 0
         self._fresh_blocks.clear()
         self._logged.clear()
+
+    def _drop_undone(self) -> None:
+        """Forget private copies that are equal to what is at home again: a later reload must not see them instead of it."""
+        none = np.empty(0, np.int64)
+        touched = distinct(np.concatenate([none, *(indexes // _WORDS_PER_PAGE for indexes, _ in self._arrays)]))
+        committed = np.concatenate([none, *self._changed_pages])
+        self._drop_private(touched[~np.isin(touched, committed)])
 
     def _view_bytes(self, block: int, nblocks: int) -> memoryview:
         return self.store.view.data[block * PAGE : (block + nblocks) * PAGE]

@@ -1,10 +1,11 @@
 """Open-file-description locks on one byte each: they die with the process, and name their holder.
 
-Two bytes far past any file's end serve a device image (DESIGN 3.8):
+Bytes far past any file's end serve our files (DESIGN 3.8):
 
 - `WRITER`: held exclusively by the one process that changes the image.
 - `CHECKPOINT`: held shared by every reader for as long as it reads, and exclusively by the writer for the moments in which it
   moves logged changes home. Since blocks are reused only after that, a reader sees one state of the image, however long it takes.
+- `RESIZER`: held exclusively by the one process that changes a reservation's size, which takes WRITER for moments only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..errors import BusyError
 
 WRITER = (1 << 62) + 0
 CHECKPOINT = (1 << 62) + 1
+RESIZER = (1 << 62) + 2
 
 _OFD_SETLK = 37
 _POLL_SECONDS = 0.005
