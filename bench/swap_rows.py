@@ -81,13 +81,12 @@ class SwapRows:
     def defrag(self) -> Row:
         """Offline defragmentation against reading and writing the same pages in the same places, and nothing else."""
         plans: list[Moves] = []
-        row = speed_row(
+        return speed_row(
             "defrag, idle, 1 GiB 25 % used / plain preadv and pwritev, cold",
             lambda: self._defrag_once(plans),
             lambda: self._plain_once(plans),
             0.6,
         )
-        return row
 
     def _defrag_once(self, plans: list[Moves]) -> float:
         path = self.sparse_file("ours.vswp")
@@ -215,7 +214,7 @@ class SwapRows:
         }
 
     def _p99(self, path: Path, *, beside: bool) -> float:
-        """Run a VM on a file that uniform faults have made sparse; only the faults of the time beside defrag count, or of as long without."""
+        """Run a VM on a file that uniform faults make sparse, with a defragmentation beside it or not."""
         path.unlink(missing_ok=True)
         create_swap(path, memory_bytes=GIB)
         run = nvmtool("swap", "run", path, "--json", "--seed", 3)

@@ -312,20 +312,34 @@ class Journal:
         return record if crc32c(record) == int(head["crc"]) else None
 
     def require_no_later_record(self) -> None:
-        """Raise DamagedError when a whole record of this generation stands behind the last one that was replayed.
+        """Raise DamagedError when a whole record of this generation stands behind one that is missing.
 
         A record is written when the one before it is durable, so that no crash leaves this: the one before was damaged later. Looks at
-        each block of the log; opening does so only where a record seems to be torn.
+        each block of the log; opening does so only where a record seems to be torn. Another process may append meanwhile.
         """
         pages = self.store.view[self._start : self._end].reshape(-1, PAGE)
         heads = pages[(self._tail - self._start) // PAGE :, : LOG_RECORD.itemsize].copy().view(LOG_RECORD).reshape(-1)
-        behind = (heads["magic"] == RECORD_MAGIC) & (heads["generation"] == self.generation) & (heads["sequence"] > self.sequence)
+        # Looked for after the copy was made: what a writer appended before those is whole by now.
+        tail, sequence = self._skip_whole_records()
+        behind = (heads["magic"] == RECORD_MAGIC) & (heads["generation"] == self.generation) & (heads["sequence"] > sequence)
         for position in np.flatnonzero(behind).tolist():
             if self._whole_record(self._tail + position * PAGE) is not None:
                 raise DamagedError(
-                    f"log record {self.sequence} at 0x{self._tail:x}: is damaged, for record {int(heads['sequence'][position])} "
-                    "behind it is whole"
+                    f"log record {sequence} at 0x{tail:x}: is damaged, for record {int(heads['sequence'][position])} behind it is whole"
                 )
+
+    def _skip_whole_records(self) -> tuple[int, int]:
+        """Return where the record is missing, and its sequence, that follows on all those which another process has appended."""
+        tail, sequence = self._tail, self.sequence
+        while tail + LOG_RECORD.itemsize <= self._end:
+            record = self._whole_record(tail)
+            head = np.frombuffer(self.store.view.data, LOG_RECORD, 1, tail)[0]
+            ours = bytes(head["magic"]) == RECORD_MAGIC and int(head["generation"]) == self.generation
+            if record is None or not ours or int(head["sequence"]) != sequence:
+                break
+            tail += -(-len(record) // PAGE) * PAGE
+            sequence += 1
+        return tail, sequence
 
     def _check_targets(self, indexes: Words, blocks: Words) -> None:
         pages = np.concatenate([indexes // _WORDS_PER_PAGE, blocks])
