@@ -11,7 +11,7 @@ from ..swap.reservation import create_reservation, forget_lender, reservation_in
 from ..swap.reservation_check import check_reservation
 from ..swap.reservation_resize import resize_reservation
 from ..text import count_of, human
-from .image import PROBLEMS_FOUND
+from .checks import PROBLEMS_FOUND
 from .options import example, output_options
 from .output import Grid, Output
 from .params import SIZE

@@ -14,12 +14,12 @@ from ..swap.info import swap_info
 from ..swap.swapfile import SwapFile
 from ..text import count_of, human
 from .checks import report_check
-from .options import dry_run_option, example, output_options, repair_option
+from .options import dry_run_option, example, output_options, repair_option, reservation_option
 from .output import Output
 from .params import SIZE
 
 # name: the file here that holds NAME_command, loaded when the command is named
-_ELSEWHERE = {"map": "swap_map"}
+_ELSEWHERE = {"run": "swap_run", "map": "swap_map"}
 _BAR_CELLS = 40
 
 file_argument = click.argument("file", type=click.Path())
@@ -54,11 +54,11 @@ def swap_command() -> None:
 )
 @file_argument
 @click.option("--memory", type=SIZE, required=True, help="The VM's memory; the file can hold all of it.")
-@click.option("--block-size", type=SIZE, default="1MiB", help="Size of a storage block, 64 KiB to 16 MiB.")
+@click.option("--block-size", type=SIZE, help="Size of a storage block, 64 KiB to 16 MiB; the reservation's or 1 MiB unless said.")
 @click.option("--reservation", type=click.Path(), metavar="RSV", help="Take storage blocks from this reservation file.")
 @click.option("--promise", type=SIZE, help="The most it may ever hold of the reservation; the memory unless said.")
 @output_options
-def create_command(file: str, memory: int, block_size: int, reservation: str | None, promise: int | None, out: Output) -> None:
+def create_command(file: str, memory: int, block_size: int | None, reservation: str | None, promise: int | None, out: Output) -> None:
     """Create a swap file for a VM.
 
     It is thin: storage comes with the pages that are swapped out, and goes with them.
@@ -67,7 +67,7 @@ def create_command(file: str, memory: int, block_size: int, reservation: str | N
     with SwapFile.open(file) as swap:
         facts = swap_info(swap)
     backed = f", backed by {facts['reservation']}" if facts["reservation"] else ""
-    out.done(facts, f"{file}: created for {human(memory)} of memory, storage blocks of {human(block_size)}{backed}")
+    out.done(facts, f"{file}: created for {human(memory)} of memory, storage blocks of {human(facts['block_size'])}{backed}")
 
 
 @swap_command.command("info", epilog=example("nvmtool swap info vm1.swap --json"))
@@ -114,7 +114,7 @@ def _density_lines(density: dict[str, Any]) -> list[str]:
 @swap_command.command("check", epilog=example("nvmtool swap check vm1.swap", "nvmtool swap check vm1.swap --repair"))
 @file_argument
 @repair_option
-@click.option("--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the file says.")
+@reservation_option
 @output_options
 @click.pass_context
 def check_command(ctx: click.Context, file: str, repair: bool, reservation: str | None, out: Output) -> None:
@@ -130,13 +130,14 @@ def check_command(ctx: click.Context, file: str, repair: bool, reservation: str 
 
 @swap_command.command("delete", epilog=example("nvmtool swap delete vm1.swap --dry-run"))
 @file_argument
+@reservation_option
 @dry_run_option
 @output_options
-def delete_command(file: str, dry_run: bool, out: Output) -> None:
+def delete_command(file: str, reservation: str | None, dry_run: bool, out: Output) -> None:
     """Delete a swap file and the pages in it.
 
     Refuses while a VM runs it.
     """
-    result = delete_swap(file, dry_run=dry_run)
+    result = delete_swap(file, reservation=reservation, dry_run=dry_run)
     facts = {"swap_file": file, "dry_run": dry_run, "bytes_released": result.bytes_released, "reservation": result.reservation}
     out.done(facts, f"{file}: {'would be deleted' if dry_run else 'deleted'}; {human(result.bytes_released)} released")

@@ -1,24 +1,21 @@
-"""Make a new swap file, and delete one."""
+"""Make a new swap file."""
 
 from __future__ import annotations
 
 import os
 import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExistsError, NotFoundError, UsageError
+from ..errors import ExistsError, UsageError
 from ..media.header import COPIES
-from ..media.imagefile import close_file, open_file, take_lock
 from ..media.journal import Journal
 from ..media.newfile import NewFile
 from ..media.root import ROOT_BLOCK, new_root_block
 from ..media.store import FileStore, translated
 from . import layout as lay
 from .reservation import join, leave, reservation_info
-from .swapfile import read_fields, reservation_location
 
 DEFAULT_BLOCK_BYTES = 1 << 20
 _ZEROS = bytes(1 << 20)
@@ -67,30 +64,6 @@ def create_swap(
     except BaseException:  # an interrupt too must not leave a promise to nobody
         leave(Path(reservation), fields["uuid"])
         raise
-
-
-def delete_swap(path: str | Path, *, reservation: str | Path | None = None) -> None:
-    """Delete a swap file that nobody uses; what it borrowed is its reservation's again. Killed, the same call goes on.
-
-    Raises BusyError that names who uses it, FormatError for another kind of file, NotFoundError.
-    """
-    path = Path(path)
-    fd = open_file(path, writable=True)
-    try:
-        fields = read_fields(path, fd)
-        # Not as a writer of the journal: a damaged file can be deleted too.
-        take_lock(fd, path, writable=True)
-        if any(fields["reservation_uuid"]):
-            where = reservation_location(path, fields, reservation)
-            close_file(fd)  # coming home takes the writer's place itself
-            fd = -1
-            with suppress(NotFoundError):  # an earlier call came so far
-                leave(where, fields["uuid"])
-        with translated(path):
-            path.unlink()
-    finally:
-        if fd >= 0:
-            close_file(fd)
 
 
 def _stored_path(path: Path, reservation: Path) -> str:
