@@ -8,7 +8,8 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,20 @@ import numpy as np
 from measure import BLOCK, ENVIRONMENT, GIB, MIB, REPEATS, Row, nvmtool, process, seconds, speed_row
 
 from nvmtool.media.journal import run_arrays
-from nvmtool.media.pagefile import page_buffer
+from nvmtool.media.pagefile import PageFile, page_buffer
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.defrag import Defragmenter, plan_defrag
 from nvmtool.swap.frames import slot_words, storage_words
+from nvmtool.swap.layout import reservation_areas
 from nvmtool.swap.moves import Mover, Moves
+from nvmtool.swap.reservation import create_reservation
 from nvmtool.swap.swapfile import SwapFile
 
 if TYPE_CHECKING:
     pass
 
-E4DEFRAG = shutil.which("e4defrag") or shutil.which("e4defrag", path="/usr/sbin:/sbin")
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+E4DEFRAG = shutil.which("e4defrag", path=SBIN)
 SEQUENTIAL_BYTES = 512 * MIB
 LENT_BLOCKS = 10_000
 
@@ -36,6 +40,28 @@ def drop_caches() -> None:
     os.sync()
     if os.geteuid() == 0:
         Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def no_peer(work: str, target: str, note: str) -> Row:
+    """Return the row of what cannot be measured here."""
+    return {"work": work, "ours_s": None, "peer_s": None, "ratio": None, "target": target, "met": None, "note": note}
+
+
+@contextmanager
+def xfs(folder: Path, size: int) -> Iterator[Path]:
+    """Mount an XFS with reflinks on a file of some size; needs root."""
+    image, mounted = folder / "xfs.img", folder / "xfs"
+    with image.open("wb") as file:
+        file.truncate(size)
+    mounted.mkdir()
+    subprocess.run([shutil.which("mkfs.xfs", path=SBIN), "-q", "-m", "reflink=1", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+        image.unlink()
+        mounted.rmdir()
 
 
 class RecordingMover(Mover):
@@ -123,14 +149,17 @@ class SwapRows:
         return spent
 
     def e4defrag(self) -> Row:
-        """The command against e4defrag on the same file, which moves everything and frees nothing."""
+        """The command against e4defrag on the same pages, which moves everything and frees nothing.
+
+        On the swap file itself e4defrag does nothing: a storage block is one extent.
+        """
         if E4DEFRAG is None:
-            return {"work": "nvmtool defrag / e4defrag", "ours_s": None, "peer_s": None, "ratio": None, "target": ">= 3 x", "met": None}
+            return no_peer("nvmtool defrag / e4defrag", ">= 3 x", "needs e2fsprogs")
         freed = {}
 
         def ours() -> float:
             path = self.sparse_file("ours.vswp")
-            self._copy(path, self.folder / "e4.vswp")
+            self._copy_used(path, self.folder / "e4.vswp")
             before = path.stat().st_blocks
             drop_caches()
             spent = process(nvmtool("defrag", path, "--quiet"))
@@ -145,8 +174,20 @@ class SwapRows:
             freed["e4defrag"] = (before - path.stat().st_blocks) * 512 // MIB
             return spent
 
-        row = speed_row("nvmtool defrag, the whole command / e4defrag on the same file", ours, theirs, 3.0)
+        row = speed_row("nvmtool defrag, the whole command / e4defrag, the same pages, free slots as holes", ours, theirs, 3.0)
         return {**row, "note": ", ".join(f"{who} freed {mib} MiB" for who, mib in freed.items())}
+
+    def _copy_used(self, source: Path, target: Path) -> None:
+        """Copy the pages in use alone, one by one, so that free slots are holes: what a file looks like that is thin by the page."""
+        target.unlink(missing_ok=True)
+        page = page_buffer(1)
+        with SwapFile.open(source) as swap, target.open("wb", buffering=0) as file:
+            states = swap.states_of_range(0, swap.nframes)
+            file.truncate(source.stat().st_size)
+            for slot in states[states >= 0].tolist():
+                swap.pages.read(swap.offset_of(slot), [page.data.cast("B")])
+                os.pwrite(file.fileno(), page.data.cast("B"), swap.offset_of(slot))
+            os.fsync(file.fileno())
 
     def choose(self) -> Row:
         """Choosing what to empty in a file of 1 TiB, opening included, against a scan of its frame table."""
@@ -255,6 +296,69 @@ class SwapRows:
 
         return speed_row("swap out 512 MiB in order / pwritev and fdatasync of the same", ours, theirs, 0.7)
 
+    def lend(self) -> Row:
+        """Lending 10,000 blocks of 1 MiB by move on XFS, 16 at a time, against copying them."""
+        work = f"lend {LENT_BLOCKS:,} blocks of 1 MiB by move on XFS / copy and punch them"
+        if os.geteuid() != 0 or shutil.which("mkfs.xfs", path=SBIN) is None:
+            return {
+                "work": work,
+                "ours_s": None,
+                "peer_s": None,
+                "ratio": None,
+                "target": "> 1 x",
+                "met": None,
+                "note": "needs root, xfsprogs",
+            }
+        with xfs(self.folder, (LENT_BLOCKS + 2048) * MIB) as mounted:
+            reservation, path = mounted / "pool.rsv", mounted / "vm.vswp"
+            create_reservation(reservation, LENT_BLOCKS * MIB, MIB)
+            create_swap(path, memory_bytes=LENT_BLOCKS * MIB, reservation=reservation)
+            blocks = [np.arange(at, min(at + 16, LENT_BLOCKS)) for at in range(0, LENT_BLOCKS, 16)]
+
+            def ours() -> float:
+                with SwapFile.open(path, writable=True) as swap:
+                    return self._lend_and_return(swap, blocks)
+
+            row = speed_row(work, ours, lambda: self._copy_blocks(reservation, mounted / "copy", blocks), 1.0)
+        rates = [f"{LENT_BLOCKS / row[side]:,.0f}" for side in ("ours_s", "peer_s")]
+        return {**row, "note": f"{rates[0]} blocks/s against {rates[1]}"}
+
+    def _lend_and_return(self, swap: SwapFile, blocks: list[np.ndarray]) -> float:
+        def lend() -> None:
+            for part in blocks:
+                swap.storage.take(part)
+                swap.pages.fence()
+
+        spent = seconds(lend)
+        swap.storage.give_back(np.arange(LENT_BLOCKS))
+        return spent
+
+    def _copy_blocks(self, source: Path, target: Path, blocks: list[np.ndarray]) -> float:
+        """Copy blocks to another file past the page cache, and punch them at the source, which is filled again afterwards."""
+        fds = [os.open(source, os.O_RDWR), os.open(target, os.O_RDWR | os.O_CREAT)]
+        lenders, borrowers = (PageFile(path, fd, writable=True) for path, fd in zip((source, target), fds, strict=True))
+        buffer = page_buffer(16 * MIB // BLOCK).reshape(-1).data
+        first = reservation_areas(MIB // BLOCK)["data_start"] * BLOCK
+
+        def copy() -> None:
+            for part in blocks:
+                offset, length = int(part[0]) * MIB, len(part) * MIB
+                lenders.read(first + offset, [buffer[:length]])
+                borrowers.write(offset, [buffer[:length]])
+                borrowers.fence()
+                lenders.punch(first + offset, length)
+                lenders.fence()
+
+        spent = seconds(copy)
+        target.unlink()
+        for part in blocks:
+            lenders.write(first + int(part[0]) * MIB, [buffer[: len(part) * MIB]])
+        lenders.fence()
+        for pages, fd in zip((lenders, borrowers), fds, strict=True):
+            pages.close()
+            os.close(fd)
+        return spent
+
     def _fresh(self, name: str) -> Path:
         path = self.folder / name
         path.unlink(missing_ok=True)
@@ -267,4 +371,5 @@ ROWS: dict[str, Callable[[SwapRows], Row]] = {
     "choose": SwapRows.choose,
     "swap-in": SwapRows.swap_in,
     "swap-out": SwapRows.swap_out,
+    "lend": SwapRows.lend,
 }
