@@ -9,7 +9,7 @@ import click
 from ..swap.defrag import defragment, plan_defrag
 from ..swap.swapfile import SwapFile
 from ..text import count_of, human
-from .options import dry_run_option, example, output_options
+from .options import dry_run_option, example, output_options, reservation_option
 from .output import Output
 from .params import SECONDS, SIZE
 
@@ -18,7 +18,7 @@ from .params import SECONDS, SIZE
 @click.argument("file", type=click.Path())
 @click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
 @click.option("--max-bytes", type=SIZE, help="Stop when so many bytes have moved.")
-@click.option("--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the file says.")
+@reservation_option
 @dry_run_option
 @output_options
 def defrag_command(

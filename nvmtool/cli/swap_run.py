@@ -12,11 +12,11 @@ from ..swap.run import RunOptions, RunReport, run_vm, stop_on_signals
 from ..swap.swapfile import SwapFile
 from ..swap.workload import WORKLOADS
 from ..text import count_of
-from .options import example, output_options
+from .checks import PROBLEMS_FOUND
+from .options import example, output_options, reservation_option
 from .output import Output
 from .params import PERCENT, SECONDS, SIZE
 
-PROBLEMS_FOUND = 1
 INTERRUPTED = 130
 
 
@@ -36,6 +36,7 @@ INTERRUPTED = 130
 @click.option("--write-ratio", type=PERCENT, default="50%", help="This share of the accesses write.")
 @click.option("--verify", is_flag=True, help="At the end read everything back and compare.")
 @click.option("--stamps", type=click.Path(path_type=Path), metavar="S", help="Keep what each page must hold in this side file.")
+@reservation_option
 @output_options
 @click.pass_context
 def run_command(
@@ -49,6 +50,7 @@ def run_command(
     write_ratio: float,
     verify: bool,
     stamps: Path | None,
+    reservation: str | None,
     out: Output,
 ) -> None:
     """Be a running VM: touch memory, swap in and out of FILE.
@@ -60,7 +62,7 @@ def run_command(
     options = RunOptions(resident, workload, ops, seconds, seed, write_ratio, verify, stamps)
     with stop_on_signals() as stop:
         _require_another_file(file, stamps)
-        with SwapFile.open(file, writable=True) as swap, out.progress() as progress:
+        with SwapFile.open(file, writable=True, reservation=reservation) as swap, out.progress() as progress:
             report = run_vm(swap, options, stop=stop, progress=progress)
     for line in report.findings:
         click.echo(f"{file}: {line}", err=True)

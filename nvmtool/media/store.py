@@ -67,6 +67,9 @@ class Store(Protocol):
     def store_durable(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks and fence, in one step where that is cheaper."""
 
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
 
@@ -156,6 +159,10 @@ class FileStore:
             self.store_bytes(offset, [b"".join(chunks)])
             self.fence()
 
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+        self._dirty = True
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
         self._private.madvise(mmap.MADV_DONTNEED, offset, length)
@@ -221,6 +228,10 @@ class DaxStore(FileStore):
     def store_logged(self, offset: int, content: Chunk) -> None:
         """Store a page that the log is about to hold too: durable with the next fence."""
         self.store_bytes(offset, [content])
+
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+        self._ranges.append((offset, length))
 
     def fence(self) -> None:
         """Flush the cache lines of all earlier stores and drain."""

@@ -169,7 +169,7 @@ class RemoteMover:
             self._socket.connect(_address(os.fstat(fd)))
         except OSError as error:
             self._socket.close()
-            raise BusyError(f"{path}: in use by {lock.holder(path)}, which takes no part in a defragmentation") from error
+            raise BusyError(f"{path}: in use by {lock.holder(path, lock.WRITER)}, which takes no part in a defragmentation") from error
 
     def __enter__(self) -> Self:
         """Return the mover."""

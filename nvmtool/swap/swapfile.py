@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, NvmtoolError, RefusedError, UsageError
+from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, RefusedError, UsageError
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import distinct, runs
 from ..media.pagefile import PageFile
 from ..media.root import Root
 from ..media.store import FileStore
 from . import layout as lay
+from .borrower import Borrower
 from .density import Density
 from .frames import (
     IN_MEMORY,
@@ -433,8 +434,26 @@ def read_fields(path: Path, fd: int) -> dict[str, Any]:
     return fields
 
 
+def reservation_location(path: Path, fields: dict[str, Any], said: str | Path | None = None) -> Path:
+    """Return where a swap file's reservation is: where somebody says, else where the header says."""
+    return Path(said) if said is not None else path.resolve().parent / fields["reservation_path"]
+
+
 def _open_storage(path: Path, fields: dict[str, Any], pages: PageFile, reservation: str | Path | None, *, writable: bool) -> Storage:
     block_bytes, data_offset = fields["slots_per_block"] * lay.PAGE, fields["data_start"] * lay.PAGE
-    if not any(fields["reservation_uuid"]) or not writable:
+    if not any(fields["reservation_uuid"]):
+        if reservation is not None:
+            raise UsageError(f"{path}: has no reservation")
         return PlainStorage(pages, data_offset, block_bytes)
-    raise NvmtoolError(f"{path}: reservations are not there yet {reservation}")
+    if not writable:  # a reader gives and takes nothing
+        return PlainStorage(pages, data_offset, block_bytes)
+    return Borrower.open(
+        reservation_location(path, fields, reservation),
+        reservation_uuid=fields["reservation_uuid"],
+        swap_uuid=fields["uuid"],
+        swap_path=path,
+        pages=pages,
+        data_offset=data_offset,
+        block_bytes=block_bytes,
+        writable=writable,
+    )
