@@ -197,7 +197,8 @@ class _Run:
             expected = checked.expected
             differs = (states != expected.states) | (versions != expected.committed) | (versions != expected.pending)
             stamps.settle(checked.frames[differs], states[differs], versions[differs])
-            self.vm.known[checked.frames] = np.where(states == SWAPPED, versions + np.uint64(1), np.uint64(0))
+            swapped = states == SWAPPED
+            self.vm.known[checked.frames[swapped]] = versions[swapped] + np.uint64(1)
             self.vm.start_after(int(np.maximum(expected.committed, expected.pending).max()))
 
     def _touch_memory(self) -> None:

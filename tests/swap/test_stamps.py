@@ -47,6 +47,10 @@ def _run(swap_path: Path, **options: object) -> RunReport:
         return run_vm(swap, RunOptions(RESIDENT, **options))  # type: ignore[arg-type]
 
 
+def _write_all(swap_path: Path, stamps: Path | None = None) -> None:
+    assert _run(swap_path, ops=NFRAMES, workload="sweep", write_ratio=1.0, stamps=stamps).swap_outs >= NFRAMES
+
+
 def _verify(swap_path: Path, stamps_path: Path) -> RunReport:
     return _run(swap_path, ops=0, verify=True, stamps=stamps_path)
 
@@ -89,7 +93,7 @@ def test_runs_go_on_from_each_other(swap_path: Path, stamps_path: Path) -> None:
 
 
 def test_verifying_changes_neither_the_stamps_nor_the_pages(swap_path: Path, stamps_path: Path) -> None:
-    _run(swap_path, ops=3000, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     before = stamps_path.read_bytes(), swap_path.read_bytes()
     _verify(swap_path, stamps_path)
     assert (stamps_path.read_bytes(), swap_path.read_bytes()) == before
@@ -106,7 +110,7 @@ def test_stamps_for_a_file_with_pages_learn_their_versions(swap_path: Path, stam
 
 def _stale(swap_path: Path, stamps_path: Path) -> str:
     old = _read(swap_path, _slot_offset(swap_path, 5))
-    _run(swap_path, ops=3000, seed=9, write_ratio=1.0, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     _overwrite(swap_path, _slot_offset(swap_path, 5), old)
     return "stale: expected version"
 
@@ -123,7 +127,7 @@ def _doubled(swap_path: Path, stamps_path: Path) -> str:
 
 def _torn(swap_path: Path, stamps_path: Path) -> str:
     old = _read(swap_path, _slot_offset(swap_path, 5))
-    _run(swap_path, ops=3000, seed=9, write_ratio=1.0, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     _overwrite(swap_path, _slot_offset(swap_path, 5) + 2048, old[2048:])
     return "torn"
 
@@ -144,28 +148,28 @@ def _lost(swap_path: Path, stamps_path: Path) -> str:
 
 @pytest.mark.parametrize("damage", [_stale, _zeroed, _doubled, _torn, _one_bit, _lost])
 def test_a_page_that_is_something_else_is_found_and_named(swap_path: Path, stamps_path: Path, damage: Callable[[Path, Path], str]) -> None:
-    _run(swap_path, ops=6000, write_ratio=1.0, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     said = damage(swap_path, stamps_path)
     report = _verify(swap_path, stamps_path)
     assert report.errors == 1
     assert report.findings[0].startswith("frame 5 ")
     assert said in report.findings[0]
     # A run meets it too, and what it reported once is not an error for ever.
-    assert _run(swap_path, ops=6000, workload="sweep", stamps=stamps_path, verify=True).errors == 1
+    assert _run(swap_path, ops=2 * NFRAMES, workload="sweep", stamps=stamps_path, verify=True).errors == 1
     assert _verify(swap_path, stamps_path).errors == 0
 
 
 @pytest.mark.parametrize("damage", [_doubled, _one_bit])
 def test_pages_contradict_themselves_without_stamps_too(swap_path: Path, damage: Callable[[Path, Path], str]) -> None:
-    _run(swap_path, ops=6000, write_ratio=1.0)
+    _write_all(swap_path)
     said = damage(swap_path, Path())
     report = _run(swap_path, ops=0, verify=True)
     assert (report.errors, said in report.findings[0]) == (1, True)
-    assert _run(swap_path, ops=6000, workload="sweep").errors == 1
+    assert _run(swap_path, ops=2 * NFRAMES, workload="sweep").errors == 1
 
 
 def test_a_page_swapped_out_without_the_stamps_is_named_as_newer(swap_path: Path, stamps_path: Path) -> None:
-    _run(swap_path, ops=3000, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     _run(swap_path, ops=50, seed=1, write_ratio=1.0)
     report = _verify(swap_path, stamps_path)
     assert report.errors > 0
@@ -174,7 +178,7 @@ def test_a_page_swapped_out_without_the_stamps_is_named_as_newer(swap_path: Path
 
 
 def test_only_the_first_ten_frames_are_described(swap_path: Path, stamps_path: Path) -> None:
-    _run(swap_path, ops=6000, write_ratio=1.0, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     for frame in range(20):
         _overwrite(swap_path, _slot_offset(swap_path, frame), bytes(PAGE))
     report = _verify(swap_path, stamps_path)
@@ -185,7 +189,7 @@ def test_only_the_first_ten_frames_are_described(swap_path: Path, stamps_path: P
 def test_a_kill_between_any_two_steps_of_a_swap_out_leaves_a_version_that_is_expected(
     swap_path: Path, stamps_path: Path, frames_done: str
 ) -> None:
-    _run(swap_path, ops=3000, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     with SwapFile.open(swap_path, writable=True) as swap, Stamps.open(stamps_path, swap.fields["uuid"], NFRAMES) as stamps:
         pattern, page = Pattern(swap.fields["uuid"]), np.zeros(PAGE // 8, np.uint64)
         stamps.enter_memory(5)
@@ -204,7 +208,7 @@ def test_a_kill_between_any_two_steps_of_a_swap_out_leaves_a_version_that_is_exp
 
 
 def test_a_swap_in_that_a_kill_undid_leaves_the_committed_version(swap_path: Path, stamps_path: Path) -> None:
-    _run(swap_path, ops=3000, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     with SwapFile.open(swap_path) as swap, Stamps.open(stamps_path, swap.fields["uuid"], NFRAMES) as stamps:
         stamps.enter_memory(5)
     assert _verify(swap_path, stamps_path).errors == 0
@@ -214,7 +218,7 @@ def test_a_swap_in_that_a_kill_undid_leaves_the_committed_version(swap_path: Pat
 
 
 def test_what_went_with_a_killed_process_begins_anew(swap_path: Path, stamps_path: Path) -> None:
-    _run(swap_path, ops=6000, stamps=stamps_path)
+    _write_all(swap_path, stamps=stamps_path)
     with SwapFile.open(swap_path, writable=True) as swap, Stamps.open(stamps_path, swap.fields["uuid"], NFRAMES) as stamps:
         stamps.enter_memory(5)
         swap.forget(np.array([5]))
