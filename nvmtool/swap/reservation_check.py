@@ -93,7 +93,7 @@ def _survey(file: ReservationFile, progress: Progress) -> Survey:
         fates = file.words.get_all(file.nblocks)
         _ = file.clones
     except DamagedError as error:
-        where, _, what = str(error).partition(": ")
+        where, _, what = str(error).removeprefix(f"{file.path}: ").partition(": ")
         survey.find("error", "words", where, what)
         return survey
     _check_lenders(survey, lenders, fates)
