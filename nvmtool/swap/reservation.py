@@ -113,7 +113,8 @@ def leave(reservation_path: Path, swap_uuid: bytes) -> None:
 def forget_lender(reservation_path: str | Path, swap_path: str | Path, *, dry_run: bool = False) -> dict[str, int]:
     """Take the promise and the blocks of a swap file that is gone; return `blocks` and `bytes` that are allocated anew.
 
-    Raises RefusedError while the swap file is there, NotFoundError for one that was promised nothing, NoSpaceError.
+    Raises RefusedError while the swap file is there, NotFoundError for one that was promised nothing, NoSpaceError, or FormatError when
+    what is in its place cannot be told.
     """
     path, swap_path = Path(reservation_path), Path(swap_path)
     with ReservationFile.open(path, writable=not dry_run) as file:
@@ -219,5 +220,5 @@ def _is_there(file: ReservationFile, lender: Lender) -> bool:
     try:
         with SwapSide.open(file.lenders.location(lender), lender.uuid, writable=False):
             return True
-    except (NotFoundError, FormatError):
+    except NotFoundError:
         return False

@@ -122,6 +122,17 @@ def test_another_swap_file_in_its_place_is_noticed(pool: Pool) -> None:
     assert "another swap file" in pool.found()[0][1]
 
 
+def test_a_swap_file_that_this_version_cannot_read_keeps_its_promise(pool: Pool) -> None:
+    with pool.swap_path.open("r+b") as file:
+        for copy in range(2):
+            file.seek(copy * 4096 + 8)
+            file.write(b"\2")
+    assert "format version 2" in pool.found()[0][1]
+    result = check_reservation(pool.path, repair=True)
+    assert (result.clean, result.repaired) == (False, 0)
+    assert reservation_info(pool.path)["lent_bytes"] == 4 * BLOCK
+
+
 def test_a_damaged_header_copy_is_written_again(pool: Pool) -> None:
     with pool.path.open("r+b") as file:
         file.seek(30)
