@@ -12,7 +12,7 @@ import pytest
 from nvmtool.errors import RefusedError
 from nvmtool.swap.reservation import create_reservation, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
-from nvmtool.swap.reservationfile import ReservationFile
+from nvmtool.swap.reservationfile import CLONE, ReservationFile
 
 from .borrowing import BLOCK, Swap, make_swap_file, page_places, stored_bytes
 
@@ -110,6 +110,21 @@ def test_a_block_that_was_allocated_comes_home_to_be_cloned_again(cloning_folder
     home = pair.home_of(1)
     pair.swap.release([1])
     assert pair.swap.borrower._file.area.is_written(home, 1)
+    pair.swap.close()
+    assert pair.clean()
+
+
+def test_a_clone_that_is_refused_is_an_allocation(overwriting_folder: Path) -> None:
+    pair = Pair(overwriting_folder)
+    pair.swap.close()
+    with ReservationFile.open(pair.reservation, writable=True) as file, file.transaction():
+        file.root.put("mechanism", CLONE)  # as after a restore from another file system
+    pair.swap = Swap(pair.path, pair.reservation)
+    data = pair.data_bytes()
+    pair.swap.borrow([1, 2, 3, 9])
+    assert pair.data_bytes() == data
+    pair.swap.release([2, 3, 9])
+    assert pair.data_bytes() == data
     pair.swap.close()
     assert pair.clean()
 
