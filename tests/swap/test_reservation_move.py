@@ -12,6 +12,7 @@ import pytest
 from nvmtool.errors import RefusedError
 from nvmtool.swap.reservation import create_reservation, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
+from nvmtool.swap.reservation_resize import resize_reservation
 from nvmtool.swap.reservationfile import CLONE, ReservationFile
 
 from .borrowing import BLOCK, Swap, make_swap_file, page_places, stored_bytes
@@ -178,3 +179,22 @@ def _fill(path: Path) -> None:
                     os.fsync(file.fileno())
         except OSError:
             pass
+
+
+def test_more_blocks_than_one_transaction_holds(overwriting_folder: Path) -> None:
+    reservation, path = overwriting_folder / "pool.rsv", overwriting_folder / "vm.swap"
+    nblocks = 4200
+    create_reservation(reservation, nblocks * BLOCK, BLOCK)
+    make_swap_file(path, reservation, nblocks, 4100)
+    swap = Swap(path, reservation)
+    offset = swap.borrower._file.data_offset
+    assert swap.borrower._file.batch < 4000
+    swap.borrower.take(np.arange(100, 4100))
+    assert stored_bytes(reservation, offset) == 200 * BLOCK
+    assert stored_bytes(path, swap.offset(100)) == 4000 * BLOCK
+    resize_reservation(reservation, 4100 * BLOCK)
+    swap.borrower.give_back(np.arange(100, 4100))
+    assert stored_bytes(reservation, offset) == 4100 * BLOCK
+    assert stored_bytes(path, swap.data_offset) == 0
+    swap.close()
+    assert check_reservation(reservation).findings == []
