@@ -12,7 +12,7 @@ from ..swap.reservation_check import check_reservation
 from ..swap.reservation_resize import resize_reservation
 from ..text import count_of, human
 from .checks import PROBLEMS_FOUND
-from .options import example, output_options
+from .options import dry_run_option, example, output_options
 from .output import Grid, Output
 from .params import SIZE
 
@@ -105,12 +105,14 @@ def check_command(ctx: click.Context, reservation: str, repair: bool, out: Outpu
 @reservation_command.command("forget", epilog=example("nvmtool reservation forget pool.rsv vm1.swap"))
 @reservation_argument
 @click.argument("swap_file", type=click.Path())
+@dry_run_option
 @output_options
-def forget_command(reservation: str, swap_file: str, out: Output) -> None:
+def forget_command(reservation: str, swap_file: str, dry_run: bool, out: Output) -> None:
     """Take back the promise and the blocks of a swap file that is gone.
 
     Its storage went with it, so that the blocks are allocated anew.
     """
-    change = forget_lender(reservation, swap_file)
-    facts = {"reservation": reservation, "swap_file": swap_file, **change}
-    out.done(facts, f"{reservation}: forgot {swap_file}, {count_of(change['blocks'], 'block')} ({human(change['bytes'])}) allocated anew")
+    change = forget_lender(reservation, swap_file, dry_run=dry_run)
+    facts = {"reservation": reservation, "swap_file": swap_file, "dry_run": dry_run, **change}
+    verb, blocks = "would forget" if dry_run else "forgot", count_of(change["blocks"], "block")
+    out.done(facts, f"{reservation}: {verb} {swap_file}, {blocks} ({human(change['bytes'])}) allocated anew")

@@ -194,7 +194,7 @@ class Borrower:
     def _lend(self, blocks: Ints) -> None:
         homes = self._file.words.find_held(len(blocks), self._file.nblocks, min(self._cursor, self._file.nblocks))
         homes = np.sort(homes)
-        self._fence()  # what is said to be lent must be so
+        self._settle_unsaid()
         with self._file.transaction():
             self._put_lent()
             self._file.words.put(homes, word.MOVING, self._lender.number, blocks)
@@ -214,7 +214,7 @@ class Borrower:
             part = blocks[start : start + self._file.batch]
             homes = self._home[part]
             self._unsaid = np.setdiff1d(self._unsaid, part)
-            self._fence()
+            self._settle_unsaid()
             with self._file.transaction():
                 self._put_lent()
                 self._file.words.put(homes, word.MOVING, self._lender.number, part)
@@ -237,13 +237,17 @@ class Borrower:
             self._say_lent()
 
     def _say_lent(self) -> None:
-        self._fence()
+        self._settle_unsaid()
         with self._file.transaction():
             self._put_lent()
         self._unsaid = self._unsaid[:0]
 
+    def _settle_unsaid(self) -> None:
+        if len(self._unsaid):
+            self._fence()  # what is said to be lent must be so
+
     def _put_lent(self) -> None:
-        """Say with the open transaction that the last blocks are lent; both files are durable as far as that."""
+        """Say with the open transaction that the last blocks are lent, which `_settle_unsaid` made durable."""
         self._file.words.put(self._home[self._unsaid], word.LENT, self._lender.number, self._unsaid)
 
     def _punch_homes(self, blocks: Ints) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .reservationfile import ReservationFile
 
 
-def forget(file: ReservationFile, lender: Lender) -> int:
-    """Allocate a lender's blocks anew in the reservation's turn, then clear its record; return how many blocks there were.
+def forget(file: ReservationFile, lender: Lender) -> None:
+    """Allocate a lender's blocks anew in the reservation's turn, then clear its record.
 
     Raises NoSpaceError; then, and after a kill, blocks that have no storage yet are MOVING, and the same call goes on.
     """
@@ -41,4 +41,3 @@ def forget(file: ReservationFile, lender: Lender) -> int:
             file.words.put_held(part)
     with file.transaction():
         file.lenders.remove(lender.number)
-    return len(homes)

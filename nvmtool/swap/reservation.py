@@ -46,7 +46,7 @@ def create_reservation(path: str | Path, size_bytes: int, block_bytes: int, prog
         raise ExistsError(f"{path}: exists already")
     slots = block_bytes // lay.PAGE
     areas = lay.reservation_areas(slots)
-    _require_space(path.resolve().parent, path, size_bytes)
+    require_space(path.resolve().parent, path, size_bytes)
     new = NewFile(path)
     try:
         with translated(path):
@@ -110,13 +110,14 @@ def leave(reservation_path: Path, swap_uuid: bytes) -> None:
         forget(file, lender)
 
 
-def forget_lender(reservation_path: str | Path, swap_path: str | Path) -> dict[str, int]:
-    """Take the promise and the blocks of a swap file that is gone; return `blocks` and `bytes` that were allocated anew.
+def forget_lender(reservation_path: str | Path, swap_path: str | Path, *, dry_run: bool = False) -> dict[str, int]:
+    """Take the promise and the blocks of a swap file that is gone; return `blocks` and `bytes` that are allocated anew.
 
-    Raises RefusedError while the swap file is there, NotFoundError for one that was promised nothing, NoSpaceError.
+    Raises RefusedError while the swap file is there, NotFoundError for one that was promised nothing, NoSpaceError, or FormatError when
+    what is in its place cannot be told.
     """
     path, swap_path = Path(reservation_path), Path(swap_path)
-    with ReservationFile.open(path, writable=True) as file:
+    with ReservationFile.open(path, writable=not dry_run) as file:
         stored = file.lenders.stored_path(swap_path)
         found = [lender for lender in file.lenders if lender.stored_path == stored]
         if not found:
@@ -124,7 +125,10 @@ def forget_lender(reservation_path: str | Path, swap_path: str | Path) -> dict[s
         for lender in found:
             if _is_there(file, lender):
                 raise RefusedError(f"{swap_path}: is there still; delete it first, then {path} has its blocks again")
-        blocks = sum(forget(file, lender) for lender in found)
+        fates = file.words.get_all(file.nblocks)
+        blocks = sum(int(np.count_nonzero(fates.of(lender.number))) for lender in found)
+        for lender in [] if dry_run else found:
+            forget(file, lender)
         return {"blocks": blocks, "bytes": blocks * file.block_bytes}
 
 
@@ -182,6 +186,14 @@ def word_area_bytes(nblocks: int) -> int:
     return -(-nblocks // lay.WORDS_PER_PAGE) * lay.PAGE
 
 
+def require_space(folder: Path, path: Path, size_bytes: int) -> None:
+    """Raise NoSpaceError when a folder's file system has not so much free: before hours of writing, not after."""
+    with translated(path):
+        free = os.statvfs(folder)
+    if free.f_bavail * free.f_frsize < size_bytes:
+        raise NoSpaceError(f"{path}: no space for {size_bytes} bytes: {human(free.f_bavail * free.f_frsize)} are free")
+
+
 def _write_metadata(new: NewFile, areas: dict[str, int], nblocks: int, slots: int) -> None:
     store = open_store(new.path, new.fd, areas["data_start"] * lay.PAGE, writable=True)
     try:
@@ -204,17 +216,9 @@ def _write_metadata(new: NewFile, areas: dict[str, int], nblocks: int, slots: in
         store.close()
 
 
-def _require_space(folder: Path, path: Path, size_bytes: int) -> None:
-    """Say so before hours of writing that the file system is too small."""
-    with translated(path):
-        free = os.statvfs(folder)
-    if free.f_bavail * free.f_frsize < size_bytes:
-        raise NoSpaceError(f"{path}: no space for {size_bytes} bytes: {human(free.f_bavail * free.f_frsize)} are free")
-
-
 def _is_there(file: ReservationFile, lender: Lender) -> bool:
     try:
         with SwapSide.open(file.lenders.location(lender), lender.uuid, writable=False):
             return True
-    except (NotFoundError, FormatError):
+    except NotFoundError:
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, FormatError, NotFoundError, NvmtoolError, StorageError
+from ..errors import DamagedError, NotFoundError, NvmtoolError, StorageError
 from ..findings import CheckResult, Finding
 from ..media import lock, word
 from ..media.header import COPIES
@@ -93,7 +93,7 @@ def _survey(file: ReservationFile, progress: Progress) -> Survey:
         fates = file.words.get_all(file.nblocks)
         _ = file.clones
     except DamagedError as error:
-        where, _, what = str(error).partition(": ")
+        where, _, what = str(error).removeprefix(f"{file.path}: ").partition(": ")
         survey.find("error", "words", where, what)
         return survey
     _check_lenders(survey, lenders, fates)
@@ -147,8 +147,8 @@ def _check_lender(survey: Survey, lender: Lender, fates: Fates) -> None:
     where = f"lender {lender.number}"
     try:
         side = SwapSide.open(path, lender.uuid, writable=False)
-    except (NotFoundError, FormatError) as error:
-        gone = is_gone(survey.file, path, error)
+    except NotFoundError as error:
+        gone = _is_gone(survey.file, path)
         survey.find("error", "swap file", where, f"{error}" + ("" if gone else "; if it is deleted: reservation forget"), fixable=gone)
         survey.gone += [lender] if gone else []
         return
@@ -223,13 +223,8 @@ def _stored(file: ReservationFile, first: int, count: int) -> Ints:
     return stored
 
 
-def is_gone(file: ReservationFile, path: Path, error: NvmtoolError) -> bool:
-    """Tell whether a swap file was deleted, as far as that can be known.
-
-    Where there was one is nothing, or another swap file, on the reservation's own file system: not on one that is not mounted now.
-    """
-    if isinstance(error, FormatError):
-        return True
+def _is_gone(file: ReservationFile, path: Path) -> bool:
+    """Tell whether a swap file that is not found is gone: its folder is on the reservation's file system, so that is mounted."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent

@@ -14,7 +14,7 @@ from ..media.store import translated
 from ..text import human
 from .blockwords import held_words
 from .layout import PAGE, WORDS_PER_PAGE
-from .reservation import Progress, blocks_of, word_area_bytes, write_blocks
+from .reservation import Progress, blocks_of, require_space, word_area_bytes, write_blocks
 from .reservationfile import ReservationFile
 
 
@@ -32,6 +32,7 @@ def resize_reservation(path: str | Path, size_bytes: int, progress: Progress = N
         if nblocks > before:
             # Nobody else touches what is past the end: the others may borrow during the long part.
             file.end_turn()
+            require_space(file.path.resolve().parent, file.path, size_bytes - os.fstat(file.fd).st_size)
             _write_tail(file, before, nblocks, progress)
             with file.turn():
                 _take_in(file, before, nblocks)

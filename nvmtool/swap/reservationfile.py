@@ -63,13 +63,14 @@ class ReservationFile:
         fd = open_file(path, writable=writable)
         try:
             fields = lay.RESERVATION_FORMAT.read(path, fd)
+            _require_size(path, fd, fields["data_start"] * lay.PAGE)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise FormatError(f"{path}: a reservation must be a regular file")
             if exclusive and not writable:
                 lock.lock(fd, path, lock.WRITER, exclusive=False, seconds=_TURN_WAIT_SECONDS)
             take_lock(fd, path, writable=writable, seconds=_TURN_WAIT_SECONDS)
             file = cls(path, fd, fields, writable=writable)
-            file.require_whole()
+            _require_size(path, fd, file.size_of(file.nblocks))
         except BaseException:
             close_file(fd)
             raise
@@ -113,12 +114,6 @@ class ReservationFile:
         """Return the size in bytes of a file with so many blocks."""
         return self.data_offset + nblocks * self.block_bytes
 
-    def require_whole(self) -> None:
-        """Raise DamagedError when the file is shorter than its root says."""
-        size, wanted = os.fstat(self.fd).st_size, self.size_of(self.nblocks)
-        if size < wanted:
-            raise DamagedError(f"{self.path}: truncated: {size} bytes, its blocks need {wanted}")
-
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the one writer inside, with what others committed in view; raises BusyError after ten seconds."""
@@ -141,3 +136,9 @@ class ReservationFile:
         """Release everything."""
         self.pages.close()
         self._file.close()
+
+
+def _require_size(path: Path, fd: int, wanted: int) -> None:
+    size = os.fstat(fd).st_size
+    if size < wanted:
+        raise DamagedError(f"{path}: truncated: {size} bytes, its header and root need {wanted}")

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedError, FormatError
+from ..errors import DamagedError, NotFoundError
 from ..media import lock, word
 from ..media.imagefile import close_file, open_file, take_lock
 from ..media.journal import Journal
@@ -34,12 +34,15 @@ class SwapSide:
 
     @classmethod
     def open(cls, path: Path, swap_uuid: bytes, *, writable: bool) -> SwapSide:
-        """Open the swap file with this UUID; raises NotFoundError where none is, FormatError for another file, DamagedError."""
+        """Open the swap file with this UUID.
+
+        Raises NotFoundError where nothing or another swap file is, FormatError for what is none of this version, DamagedError.
+        """
         fd = open_file(path, writable=writable)
         try:
             fields = lay.SWAP_FORMAT.read(path, fd)
             if fields["uuid"] != swap_uuid:
-                raise FormatError(f"{path}: another swap file than the one that blocks are lent to")
+                raise NotFoundError(f"{path}: another swap file than the one that blocks are lent to")
             size, wanted = os.fstat(fd).st_size, (fields["data_start"] + fields["nblocks"] * fields["slots_per_block"]) * lay.PAGE
             if size < wanted:
                 raise DamagedError(f"{path}: truncated: {size} bytes, its header says {wanted}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nvmtool.errors import NvmtoolError
 from nvmtool.media import lock, word
 from nvmtool.media.imagefile import ImageFile
 from nvmtool.media.journal import Journal
@@ -18,7 +19,7 @@ from nvmtool.media.root import new_root_block
 from nvmtool.media.store import FileStore
 from nvmtool.swap import layout as lay
 from nvmtool.swap.borrower import Borrower
-from nvmtool.swap.reservation import join, reservation_info
+from nvmtool.swap.reservation import join
 
 BLOCK = 64 << 10
 SLOTS = BLOCK // 4096
@@ -60,16 +61,20 @@ class Swap:
         store = FileStore(path, self.fd, self.data_offset, writable=True)
         self.file = ImageFile(store, fields["log_start"], fields["log_blocks"], writable=True, fd=self.fd)
         self.pages = PageFile(path, self.fd, writable=True)
-        self.borrower = Borrower.open(
-            reservation,
-            reservation_uuid=fields["reservation_uuid"],
-            swap_uuid=fields["uuid"],
-            swap_path=path,
-            pages=self.pages,
-            data_offset=self.data_offset,
-            block_bytes=BLOCK,
-            writable=True,
-        )
+        try:
+            self.borrower = Borrower.open(
+                reservation,
+                reservation_uuid=fields["reservation_uuid"],
+                swap_uuid=fields["uuid"],
+                swap_path=path,
+                pages=self.pages,
+                data_offset=self.data_offset,
+                block_bytes=BLOCK,
+                writable=True,
+            )
+        except NvmtoolError:
+            self.file.close()
+            raise
         if recover:
             self.borrower.recover(self.occupied())
 
@@ -167,7 +172,3 @@ def churn(path: Path, reservation: Path, seed: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     churn(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-
-
-def block_move(reservation: Path) -> str:
-    return str(reservation_info(reservation)["block_move"])

@@ -12,7 +12,8 @@ import pytest
 from nvmtool.errors import RefusedError
 from nvmtool.swap.reservation import create_reservation, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
-from nvmtool.swap.reservationfile import ReservationFile
+from nvmtool.swap.reservation_resize import resize_reservation
+from nvmtool.swap.reservationfile import CLONE, ReservationFile
 
 from .borrowing import BLOCK, Swap, make_swap_file, page_places, stored_bytes
 
@@ -114,6 +115,21 @@ def test_a_block_that_was_allocated_comes_home_to_be_cloned_again(cloning_folder
     assert pair.clean()
 
 
+def test_a_clone_that_is_refused_is_an_allocation(overwriting_folder: Path) -> None:
+    pair = Pair(overwriting_folder)
+    pair.swap.close()
+    with ReservationFile.open(pair.reservation, writable=True) as file, file.transaction():
+        file.root.put("mechanism", CLONE)  # as after a restore from another file system
+    pair.swap = Swap(pair.path, pair.reservation)
+    data = pair.data_bytes()
+    pair.swap.borrow([1, 2, 3, 9])
+    assert pair.data_bytes() == data
+    pair.swap.release([2, 3, 9])
+    assert pair.data_bytes() == data
+    pair.swap.close()
+    assert pair.clean()
+
+
 def test_more_than_the_promise_is_refused_and_changes_nothing(folder: Path) -> None:
     pair = Pair(folder)
     pair.swap.borrow(list(range(30)))
@@ -163,3 +179,22 @@ def _fill(path: Path) -> None:
                     os.fsync(file.fileno())
         except OSError:
             pass
+
+
+def test_more_blocks_than_one_transaction_holds(overwriting_folder: Path) -> None:
+    reservation, path = overwriting_folder / "pool.rsv", overwriting_folder / "vm.swap"
+    nblocks = 4200
+    create_reservation(reservation, nblocks * BLOCK, BLOCK)
+    make_swap_file(path, reservation, nblocks, 4100)
+    swap = Swap(path, reservation)
+    offset = swap.borrower._file.data_offset
+    assert swap.borrower._file.batch < 4000
+    swap.borrower.take(np.arange(100, 4100))
+    assert stored_bytes(reservation, offset) == 200 * BLOCK
+    assert stored_bytes(path, swap.offset(100)) == 4000 * BLOCK
+    resize_reservation(reservation, 4100 * BLOCK)
+    swap.borrower.give_back(np.arange(100, 4100))
+    assert stored_bytes(reservation, offset) == 4100 * BLOCK
+    assert stored_bytes(path, swap.data_offset) == 0
+    swap.close()
+    assert check_reservation(reservation).findings == []
