@@ -68,8 +68,12 @@ class Guest:
 
     def verify(self) -> None:
         """Compare every swapped page, by a reader of its own."""
+        self.verify_against(self.swapped)
+
+    def verify_against(self, swapped: dict[int, bytes]) -> None:
+        """Compare every page, by a reader of its own, with what was swapped at the last commit."""
         with SwapFile.open(self.path) as reader:
-            verify(reader, self.swapped)
+            verify(reader, swapped)
 
 
 def verify(swap: SwapFile, swapped: dict[int, bytes]) -> None:

@@ -31,7 +31,9 @@ def test_emptying_the_chosen_blocks_moves_the_fewest_pages_possible(taken: list[
 
 
 @given(counts, st.lists(st.tuples(st.integers(0, 11), st.integers(-SLOTS, SLOTS)), max_size=40), st.sets(st.integers(0, 11)))
-def test_the_fullest_block_with_room_is_found_after_any_changes(taken: list[int], changes: list[tuple[int, int]], withdrawn: set[int]) -> None:
+def test_the_fullest_block_with_room_is_found_after_any_changes(
+    taken: list[int], changes: list[tuple[int, int]], withdrawn: set[int]
+) -> None:
     model = list(taken)
     density = Density(np.array(taken, np.int32), SLOTS)
     hidden = {block for block in withdrawn if block < len(model)}

@@ -159,7 +159,8 @@ def test_odd_sizes_of_memory_work(frames: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "block"), [(0, SMALL_BLOCK), (PAGE + 1, SMALL_BLOCK), (1 << 45, 1 << 20), (1 << 30, 3 << 16), (1 << 30, PAGE), (1 << 30, 1 << 25)]
+    ("memory", "block"),
+    [(0, SMALL_BLOCK), (PAGE + 1, SMALL_BLOCK), (1 << 45, 1 << 20), (1 << 30, 3 << 16), (1 << 30, PAGE), (1 << 30, 1 << 25)],
 )
 def test_sizes_that_cannot_be_are_refused(memory: int, block: int, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
