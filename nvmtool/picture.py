@@ -117,6 +117,7 @@ def draw_on_terminal(palette: Palette, bands: Sequence[Band], title: str, *, wid
 def _legend(palette: Palette, labels: Sequence[str], bands: Sequence[Band], width: int, utf8: bool) -> RenderableType:
     """Return a table of the bands' totals whose headings are the kinds; the kinds alone where it would not fit."""
     from rich.cells import cell_len
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -124,7 +125,7 @@ def _legend(palette: Palette, labels: Sequence[str], bands: Sequence[Band], widt
     rows = [[human(size) for size in palette.totals(band).values()] for band in bands]
     widths = [max(map(cell_len, (heading.plain, *column))) for heading, *column in zip(headings, *rows, strict=True)]
     if cell_len(labels[0]) + sum(widths) + 2 * len(widths) > width:
-        return Text("   ").join(headings)
+        return Group(*headings)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     table.add_column("", no_wrap=True)
     for heading in headings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -55,16 +56,8 @@ def test_the_plan_of_a_dry_run_is_what_happens(tmp_path: Path) -> None:
         planned = plan_defrag(reader)
     guest.open()
     done = defragment(guest.swap)
-    same = (
-        "blocks_before",
-        "blocks_after",
-        "blocks_optimal",
-        "blocks_released",
-        "bytes_released",
-        "pages_moved",
-        "pages_optimal",
-        "complete",
-    )
+    left_out = {"live", "passes", "seconds"}
+    same = [field.name for field in dataclasses.fields(done) if field.name not in left_out]
     assert [getattr(planned, name) for name in same] == [getattr(done, name) for name in same]
     guest.close()
 
