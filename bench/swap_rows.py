@@ -309,7 +309,7 @@ class SwapRows:
                 "met": None,
                 "note": "needs root, xfsprogs",
             }
-        with xfs(self.folder, (LENT_BLOCKS + 2048) * MIB) as mounted:
+        with xfs(self.folder, 2 * LENT_BLOCKS * MIB) as mounted:
             reservation, path = mounted / "pool.rsv", mounted / "vm.vswp"
             create_reservation(reservation, LENT_BLOCKS * MIB, MIB)
             create_swap(path, memory_bytes=LENT_BLOCKS * MIB, reservation=reservation)
@@ -350,13 +350,15 @@ class SwapRows:
                 lenders.fence()
 
         spent = seconds(copy)
+        borrowers.close()
+        os.close(fds[1])
         target.unlink()
+        os.sync()
         for part in blocks:
             lenders.write(first + int(part[0]) * MIB, [buffer[: len(part) * MIB]])
         lenders.fence()
-        for pages, fd in zip((lenders, borrowers), fds, strict=True):
-            pages.close()
-            os.close(fd)
+        lenders.close()
+        os.close(fds[0])
         return spent
 
     def _fresh(self, name: str) -> Path:

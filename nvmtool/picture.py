@@ -111,20 +111,27 @@ def draw_on_terminal(palette: Palette, bands: Sequence[Band], title: str, *, wid
         lines.append(Text(note, style="dim"))
     for line in lines:
         line.no_wrap = True
-    return Group(*lines, Text(), _legend(palette, labels, bands, utf8))
+    return Group(*lines, Text(), _legend(palette, labels, bands, width, utf8))
 
 
-def _legend(palette: Palette, labels: Sequence[str], bands: Sequence[Band], utf8: bool) -> RenderableType:
+def _legend(palette: Palette, labels: Sequence[str], bands: Sequence[Band], width: int, utf8: bool) -> RenderableType:
+    """Return a table of the bands' totals whose headings are the kinds; the kinds alone where it would not fit."""
+    from rich.cells import cell_len
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    headings = [Text.assemble((_glyph(look, utf8) * 2, look.colour), " ", kind) for kind, look in palette.looks.items()]
+    rows = [[human(size) for size in palette.totals(band).values()] for band in bands]
+    widths = [max(map(cell_len, (heading.plain, *column))) for heading, *column in zip(headings, *rows, strict=True)]
+    if cell_len(labels[0]) + sum(widths) + 2 * len(widths) > width:
+        return Group(*headings)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     table.add_column("", no_wrap=True)
-    for kind, look in palette.looks.items():
-        heading: Text = Text.assemble((_glyph(look, utf8) * 2, look.colour), " ", kind)
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for label, band in zip(labels, bands, strict=True):
-        table.add_row(Text(label), *map(human, palette.totals(band).values()))
+    for label, row in zip(labels, rows, strict=True):
+        table.add_row(Text(label), *row)
     return table
 
 
@@ -187,7 +194,7 @@ def draw_svg(palette: Palette, bands: Sequence[Band], title: str) -> str:
     ]
     columns = [left + _CELLS + (i + 1) * _COLUMN for i in range(len(palette.looks))]
     for (kind, look), right in zip(palette.looks.items(), columns, strict=True):
-        swatch = right - len(kind) * _LETTER - 22
+        swatch = right - len(kind) * _LETTER - 25
         parts.append(f'<rect x="{swatch}" y="{_HEAD - 26}" width="14" height="14" fill="{look.fill}" stroke="#9aa7b2"/>')
         parts.append(f'<text x="{right}" y="{_HEAD - 14}" text-anchor="end">{_svg_text(kind)}</text>')
     for row, band in enumerate(bands):

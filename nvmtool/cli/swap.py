@@ -107,7 +107,7 @@ def _density_lines(density: dict[str, Any]) -> list[str]:
     lines = ["", "storage blocks by the share of their slots that is used:"]
     for tenth, nblocks in enumerate(deciles):
         bar = "#" * -(-nblocks * _BAR_CELLS // most)
-        lines.append(f"  to {tenth * 10 + 10:3} %  {nblocks:9,}  {bar}".rstrip())
+        lines.append(f"  to {tenth * 10 + 10:3}%  {nblocks:9,}  {bar}".rstrip())
     return lines
 
 

@@ -11,7 +11,7 @@ from ..errors import RefusedError
 from ..swap.info import swap_info
 from ..swap.picture import density_bands, svg_picture, terminal_picture
 from ..swap.swapfile import SwapFile
-from ..text import human
+from ..text import count_of, human
 from .options import example, output_options, svg_option
 from .output import Output, print_json_rows
 from .pictures import STREAM, print_picture, require_one_stdout, write_svg
@@ -32,14 +32,12 @@ def map_command(file: str, svg: str | None, out: Output) -> None:
     with SwapFile.open(file) as swap:
         used, facts = swap.used.copy(), swap_info(swap)
     bands = density_bands(used, facts["slots_per_block"], facts["block_size"])
-    title = (
-        f"{file}: {human(facts['memory_bytes'])} of memory, {facts['blocks_allocated']:,} of {len(used):,} storage blocks "
-        f"of {human(facts['block_size'])} allocated, {facts['blocks_optimal']:,} would do"
-    )
+    blocks = f"{count_of(facts['blocks_allocated'], 'storage block')} of {human(facts['block_size'])}"
+    title = f"{file}: {count_of(facts['used_slots'], 'page')} in {blocks}; {facts['blocks_optimal']:,} would do"
     if svg is not None:
         write_svg(svg, svg_picture(bands, title))
     if out.as_json:
-        blocks = np.flatnonzero(used >= 0)
-        print_json_rows({**facts, "nblocks": len(used)}, "blocks", block=blocks.tolist(), used_slots=used[blocks].tolist())
+        stored = np.flatnonzero(used >= 0)
+        print_json_rows({**facts, "nblocks": len(used)}, "blocks", block=stored.tolist(), used_slots=used[stored].tolist())
     elif svg is None:
         print_picture(lambda width, utf8: terminal_picture(bands, title, width=width, utf8=utf8))

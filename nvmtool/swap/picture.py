@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 # What of a block's slots is used, at most; the code is the position from the last one. Of equals in a cell, the densest is shown.
 LOOKS = {
-    "to 100 %": Look("█", "#", "blue", "#0b3c6f"),
-    "to 75 %": Look("▓", "x", "blue", "#2f7cc0"),
-    "to 50 %": Look("▒", "+", "blue", "#7db8e0"),
-    "to 25 %": Look("░", ":", "blue", "#c3dff2"),
+    "to 100%": Look("█", "#", "blue", "#0b3c6f"),
+    "to 75%": Look("▓", "x", "blue", "#2f7cc0"),
+    "to 50%": Look("▒", "+", "blue", "#7db8e0"),
+    "to 25%": Look("░", ":", "blue", "#c3dff2"),
     "no storage": Look("·", ".", "bright_black", "#f6f7f9"),
 }
 _PALETTE = Palette(LOOKS, range(len(LOOKS) - 1, -1, -1))
