@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -59,6 +60,7 @@ def xfs(folder: Path, size: int) -> Iterator[Path]:
     try:
         yield mounted
     finally:
+        gc.collect()  # mappings keep the file system busy
         subprocess.run(["umount", mounted], check=True)
         image.unlink()
         mounted.rmdir()

@@ -43,7 +43,7 @@ class _SwapGroup(click.Group):
 
 @click.group("swap", cls=_SwapGroup, no_args_is_help=False, epilog=example("nvmtool swap create vm1.swap --memory 4G"))
 def swap_command() -> None:
-    """Create, look at, check and delete swap files."""
+    """Create, run on, look at, check and delete swap files."""
 
 
 @swap_command.command(

@@ -33,7 +33,7 @@ def make_swap_file(path: Path, reservation: Path, nblocks: int, promise: int) ->
     fields = {"uuid": swap_uuid, "reservation_uuid": reservation_uuid, "generation": 1, "nframes": (nblocks - 1) * SLOTS}
     fields |= {"slots_per_block": SLOTS, "created": 1, "reservation_path": str(reservation), **areas}
     header = lay.SWAP_FORMAT.encode(fields)
-    root = new_root_block(lay.SWAP_ROOT, lay.SWAP_ROOT_PLACE, {"working": 0, "used_slots": 0})
+    root = new_root_block(lay.SWAP_ROOT, lay.SWAP_ROOT_PLACE, {"working": 0})
     with path.open("wb") as file:
         file.truncate((areas["data_start"] + nblocks * SLOTS) * 4096)
         file.write(header + header + root)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nvmtool.errors import RefusedError
+from nvmtool.errors import UsageError
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.defrag import Defragmenter, DefragResult, plan_defrag
 from nvmtool.swap.moves import Mover
@@ -99,7 +99,7 @@ def test_budgets_are_kept_and_later_runs_do_the_rest(tmp_path: Path) -> None:
     assert result.blocks_after == first.blocks_optimal
     guest.close()
     assert check_swap(guest.path).clean
-    with pytest.raises(RefusedError):
+    with pytest.raises(UsageError):
         defragment(guest.swap, max_bytes=-1)
 
 
