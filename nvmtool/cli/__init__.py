@@ -26,7 +26,7 @@ COMMANDS = {
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),
-    "defrag": ("defrag", "Move a swap file's pages together while its VM runs."),
+    "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
     "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
 }
 

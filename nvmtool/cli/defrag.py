@@ -24,9 +24,9 @@ from .params import SECONDS, SIZE
 def defrag_command(
     file: str, max_seconds: float | None, max_bytes: int | None, reservation: str | None, dry_run: bool, out: Output
 ) -> None:
-    """Move a swap file's pages together and give the emptied storage back, while its VM runs or without it.
+    """Move a swap file's pages together and give back what is empty.
 
-    It can be stopped at any moment and run again.
+    While its VM runs, or without it. It can be stopped at any moment and run again.
     """
     if dry_run:
         with SwapFile.open(file) as swap:
