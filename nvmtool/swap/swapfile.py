@@ -271,14 +271,19 @@ class SwapFile:
 
     def commit(self) -> None:
         """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does."""
+        empties = False
         if self._touched:
             blocks = np.fromiter(sorted(self._touched), np.int64, len(self._touched))
             used = self.used[blocks]
             words = storage_words(blocks, np.maximum(used, 0), used >= 0)
             self.journal.set_words(self._storage_base + blocks, words)
+            if empties := not self._working and bool((used == 0).any()):
+                # Killed before their storage goes back, the next process must look for it.
+                self.root.put("working", 1)
         # The pages must be durable before the record that names them.
         self.pages.fence()
         self.journal.commit()
+        self._working |= empties
         if self._touched:
             self._touched.clear()
             self.slots.release()
