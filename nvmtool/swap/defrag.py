@@ -22,7 +22,7 @@ from ..media.imagefile import open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
-from .density import Density
+from .density import choose_to_empty
 from .moves import Mover
 from .remote import RemoteMover
 from .swapfile import SwapFile, read_fields
@@ -82,7 +82,7 @@ class DefragResult:
 
 def plan_defrag(swap: SwapFile) -> DefragResult:
     """Return what a defragmentation of an idle file would do, by a file opened for reading; O(storage blocks)."""
-    choice = Density(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block).choose_to_empty()
+    choice = choose_to_empty(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block)
     before, released = swap.blocks_allocated, swap.blocks_allocated - choice.noptimal
     return DefragResult(
         blocks_before=before,
