@@ -45,6 +45,8 @@ _JOBS_AT_ONCE = 128
 # Alone, several requests at the device at a time; beside a VM its faults come first.
 _ALONE_WORKERS = 4
 _BESIDE_WORKERS = 1
+# Beside a VM the helper rests so much longer than it works.
+_REST = 1.0
 
 
 class Moving(Protocol):
@@ -192,6 +194,7 @@ class Defragmenter:
 
     def _pass(self, total: int, workers: ThreadPoolExecutor) -> None:
         while (most := self._most()) > 0:
+            begun = time.monotonic()
             moves = self.moving.plan(most)
             if len(moves.sources):
                 copy_pages(self.pages, moves, self.data_offset, workers)
@@ -202,6 +205,8 @@ class Defragmenter:
                     self.progress(min(self._moved, total), total, "pages")
             if moves.last:
                 return
+            if self.live:
+                time.sleep((time.monotonic() - begun) * _REST)
 
     def _most(self) -> int:
         """Return how many pages the next batch may have by the budgets."""
