@@ -14,7 +14,6 @@ from .options import dry_run_option, example, output_options, reservation_option
 from .output import Output
 from .params import SECONDS, SIZE
 
-
 # A running VM's faults come first.
 _NICENESS = 10
 
