@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmtool.media.imagefile import ImageFile
 from nvmtool.media.journal import Journal
 from nvmtool.media.store import FileStore
 from nvmtool.region import copying, purge, purge_pointers, purge_virtblock, recall, repair, snapshots, sweep
@@ -295,7 +296,7 @@ STEPS = [
     ),
     plant("recalled data are not stored", recall._copy_from_mass, "device.journal.store_data(start, [view[done:end]])", "pass", "recall"),
     plant(
-        "a transaction ends without a commit", Device.transaction, "        self.journal.commit()\n", "        pass\n", "snapshot-create"
+        "a transaction ends without a commit", ImageFile.transaction, "        self.journal.commit()\n", "        pass\n", "snapshot-create"
     ),
     plant(
         "half a purge commits: slots named first",
