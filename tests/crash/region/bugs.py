@@ -17,7 +17,7 @@ from nvmtool.region.region import Region
 from nvmtool.region.slots import Slots
 from nvmtool.region.virtblock import Virtblocks
 
-from .planting import Edit, Plant, plant
+from ..planting import Edit, Plant, plant
 
 _COMMIT, _HOME, _RECORDS = Journal._commit_durably, Journal._move_home, Journal._iter_records
 _WHOLE = Journal._whole_record
