@@ -28,13 +28,13 @@ _PRESENT = (1).to_bytes(8, "little")
 
 
 class MemoryPages(PageFile):
-    """Pages over memory; offsets are those in the file. `is_full`: the file system has no space for more storage blocks."""
+    """Pages over memory; offsets are those in the file. `allocations_left`: after so many the file system is full."""
 
     def __init__(self, trace: Trace, content: bytes, fields: dict[str, Any], medium: str = PAGES) -> None:
         """Start with the medium's content."""
         self.path = Path(f"memory.{medium}")
         self.fd = -1
-        self.is_full = False
+        self.allocations_left = -1
         self._trace = trace
         self._medium = medium
         self._content = bytearray(content)
@@ -61,8 +61,9 @@ class MemoryPages(PageFile):
 
     def allocate(self, offset: int, length: int) -> None:
         """Give storage blocks storage; raises NoSpaceError."""
-        if self.is_full:
+        if self.allocations_left == 0:
             raise NoSpaceError(f"{self.path}: full")
+        self.allocations_left -= 1
         self._mark(offset, length, _PRESENT)
 
     def punch(self, offset: int, length: int) -> None:

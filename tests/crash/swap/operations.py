@@ -1,6 +1,6 @@
 """The operations of a swap file that are cut off, each beside what the model says of it.
 
-`run` ends with a commit. Frames of the base: 0 to 39 were swapped out, of which 2, 3, 5 and 16 to 25 came back; 40 to 43 were touched; the
+`run` ends with a commit, but for lazy ones. Frames of the base: 0 to 39 were swapped out, of which 2, 3, 5 and 16 to 25 came back; 40 to 43 were touched; the
 others never were. Storage blocks 0 (13 pages), 1 (6 pages) and 2 (8 pages) have storage; a defragmentation empties block 1.
 """
 
@@ -41,6 +41,8 @@ class Operation:
     name: str
     run: Callable[[SwapFile], object]
     steps: Steps
+    # Ends without a commit: what it did is durable with the next one.
+    lazy: bool = False
 
 
 def frames_of(frames: Iterable[int]) -> np.ndarray:
@@ -99,6 +101,17 @@ def _again(swap: SwapFile) -> None:
     out(swap, [0], 2)
 
 
+def _again_into_new_block(swap: SwapFile) -> None:
+    """Swap a page in, and so many out that they need a new storage block, without a commit between."""
+    into_memory(swap, [0])
+    out(swap, _ROOM[:24], 2)
+
+
+def _forget_and_out(swap: SwapFile) -> None:
+    swap.forget(frames_of([0]))
+    out(swap, [0], 2)
+
+
 def _in_and_out(swap: SwapFile) -> None:
     """Empty a block and fill it again in one session: what was given back meanwhile must not take the new pages with it."""
     into_memory(swap, _OF_SPARSE_BLOCK)
@@ -119,13 +132,13 @@ def _interrupted(swap: SwapFile) -> None:
     out(swap, [40], 4)
 
 
-def _no_space(swap: SwapFile) -> None:
-    """Swap out more than there is room for on a full file system: nothing changes."""
+def _no_space(swap: SwapFile, allocations: int = 0) -> None:
+    """Swap out more than there is room for on a file system that is full after some allocations: nothing changes."""
     pages: MemoryPages = swap.pages  # type: ignore[assignment]
-    pages.is_full = True
+    pages.allocations_left = allocations
     with suppress(NoSpaceError):
-        out(swap, _ROOM, 5)
-    pages.is_full = False
+        out(swap, _ROOM if not allocations else [*_ROOM, *_OF_SPARSE_BLOCK], 5)
+    pages.allocations_left = -1
     swap.commit()
 
 
@@ -150,11 +163,19 @@ def defrag(swap: SwapFile, *, batch: int = 99, between: Callable[[SwapFile], obj
     mover.end()
 
 
-def _abort(swap: SwapFile) -> None:
+def _drop(swap: SwapFile, *, copied: bool) -> None:
     mover = Mover(swap)
     mover.begin()
-    copy(swap, mover.plan(4))
+    moves = mover.plan(4)
+    if copied:
+        copy(swap, moves)
     mover.end()
+    swap.commit()
+
+
+def _empty_target(swap: SwapFile) -> None:
+    """Let all pages leave the block to which others are being copied: it must keep its storage."""
+    into_memory(swap, range(32, 40))
     swap.commit()
 
 
@@ -182,6 +203,11 @@ def operations() -> list[Operation]:
         Operation("touch", _touch, lambda model: [_in(model, [50, 51])]),
         Operation("in-and-out-again", _again, lambda model: [_in(model, [0]), _out(model, [0], 2)]),
         Operation(
+            "in-and-out-into-new-block",
+            _again_into_new_block,
+            lambda model: [_in(model, [0]), _out(_in(model, [0]), _ROOM[:24], 2)],
+        ),
+        Operation(
             "empty-and-fill",
             _in_and_out,
             lambda model: [_in(model, _OF_SPARSE_BLOCK), _out(_in(model, _OF_SPARSE_BLOCK), _ROOM, 3)],
@@ -190,7 +216,7 @@ def operations() -> list[Operation]:
         Operation("out-without-space", _no_space, _same),
         Operation("relocate", defrag, _same),
         Operation("relocate-in-batches", lambda swap: defrag(swap, batch=2), _same),
-        Operation("relocate-dropped", _abort, _same),
+        Operation("relocate-dropped", lambda swap: _drop(swap, copied=True), _same),
         Operation(
             "relocate-one-leaves",
             lambda swap: defrag(swap, between=lambda swap: into_memory(swap, [27, 29])),
@@ -200,5 +226,27 @@ def operations() -> list[Operation]:
             "relocate-one-returns",
             lambda swap: defrag(swap, between=_return),
             lambda model: [_in(model, [26]), _out(model, [26], 6)],
+        ),
+        Operation(
+            "relocate-target-empties",
+            lambda swap: defrag(swap, between=_empty_target),
+            lambda model: [_in(model, range(32, 40))],
+        ),
+    ]
+
+
+def plain_steps() -> list[Operation]:
+    """Return steps that make sense in longer workloads, or for one planted bug."""
+    return [
+        _swap_out("out-the-rest", _ROOM[24:], 7),
+        Operation("forget-and-out-again", _forget_and_out, lambda model: [_in(model, [0]), _out(model, [0], 2)]),
+        Operation("relocate-never-copied", lambda swap: _drop(swap, copied=False), _same),
+        Operation("out-with-half-the-space", lambda swap: _no_space(swap, 1), _same),
+        Operation("in-lazily", lambda swap: into_memory(swap, [0]), lambda model: [_in(model, [0])], lazy=True),
+        Operation(
+            "in-whole-block-lazily",
+            lambda swap: into_memory(swap, _OF_SPARSE_BLOCK),
+            lambda model: [_in(model, _OF_SPARSE_BLOCK)],
+            lazy=True,
         ),
     ]

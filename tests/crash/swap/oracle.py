@@ -100,13 +100,16 @@ class SwapOracle:
             swap._taken_slots()
             digest, used, working = digest_of(read_model(swap)), swap.used, swap.root.get("working")
         occupied = os.fstat(self._fd).st_blocks * 512 - self._home_bytes
-        leaks = occupied > int((used >= 0).sum()) * self._block_bytes
+        present = int((used >= 0).sum()) * self._block_bytes
+        leaks = occupied > present
         if media is not None:
             marks = np.frombuffer(media[PAGES], "<u8", self._nblocks, self._data_bytes)
             if (marks[used > 0] == 0).any():
                 return Verdict(digest, "a storage block holds pages and has no storage of its own")
             data = np.frombuffer(media[PAGES], "<u8", self._data_bytes // 8).reshape(self._nblocks, -1)
             leaks = bool(((used < 0) & ((marks != 0) | data.any(axis=1))).any())
+        elif occupied < present:
+            return Verdict(digest, "a storage block is said to have storage and has none")
         if leaks and not working:
             return Verdict(digest, "storage is occupied for nothing, and the file says that nobody works on it")
         return Verdict(digest, "", leaks)

@@ -73,7 +73,8 @@ def record(*steps: Operation) -> Recording | None:
     All but the last operation are recorded and not enumerated: they are enumerated as workloads of their own.
     """
     origin, trace = base(), Trace()
-    allowed, model, start = [], origin.model, 0
+    allowed: list[set[str]] = []
+    model, start, lazily = origin.model, 0, set[str]()
     swap = open_recorded(trace, origin.media)
     for number, operation in enumerate(steps):
         if number == len(steps) - 1:
@@ -84,9 +85,11 @@ def record(*steps: Operation) -> Recording | None:
         except NvmtoolError:  # such frames are not swapped, or are already
             return None
         trace.ack()
-        allowed.append({digest_of(each) for each in (model, *models)})
+        before = {digest_of(model)}
+        allowed.append(lazily | before | {digest_of(each) for each in models})
+        lazily = lazily | before if operation.lazy else set()
         model = models[-1]
     swap.close()
     trace.ack()
-    allowed += [{digest_of(model)}] * 2
+    allowed += [lazily | {digest_of(model)}, {digest_of(model)}]
     return Recording("+".join(["swap", *(step.name for step in steps)]), origin.media, trace.events, allowed, start if len(steps) > 1 else 0)
