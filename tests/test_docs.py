@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from nvmtool.errors import exit_code_table
+from nvmtool.media import word
 from nvmtool.media.journal import LOG_RECORD
 from nvmtool.region import layout
+from nvmtool.swap import layout as swap_layout
 
 ROOT = Path(__file__).parent.parent
 FORMAT = (ROOT / "docs" / "format.md").read_text()
@@ -28,6 +30,8 @@ def _table_fields(first_row: str) -> list[str]:
         (layout.HEADER, "magic | 8 bytes | `NVMTOOL"),
         (layout.ROOT, "region_table |"),
         (layout.REGION_RECORD, "id | RECORD, number"),
+        (swap_layout.SWAP_HEADER, "magic | 8 bytes | `NVMSWAP"),
+        (swap_layout.SWAP_ROOT, "working |"),
         (LOG_RECORD, "magic | 8 bytes | `NVMLOGR"),
     ],
 )
@@ -41,11 +45,34 @@ def test_snapshot_record_is_documented() -> None:
 
 def test_place_codes_are_documented() -> None:
     for name in ("ENTRY", "HOME", "ARRAY", "COUNT", "GROUP", "REGIONS", "REGION_LEAF", "SNAPSHOTS", "SNAPSHOT_LEAF", "ROOT"):
-        code = getattr(layout, f"{name}_PLACE")
-        assert re.search(rf"\| `{name}` \| 0x{code:02x} \|", FORMAT), name
+        assert_documented(name, getattr(layout, f"{name}_PLACE"))
+    for name in ("FRAME", "STORAGE", "SWAP_ROOT", "LENDER", "RESERVED", "RESERVATION_ROOT"):
+        assert_documented(name, getattr(swap_layout, f"{name}_PLACE"))
+
+
+def assert_documented(name: str, code: int) -> None:
+    assert re.search(rf"\| `{name}` \| 0x{code:02x} \|", FORMAT), name
+
+
+def test_kinds_are_documented() -> None:
+    for code, name in enumerate(word.KIND_NAMES[1:], 1):
+        assert re.search(rf"\| `{name}` \| {code} \|", FORMAT), name
 
 
 def test_readme_has_every_exit_code() -> None:
     readme = (ROOT / "README.md").read_text()
     for code, meaning in exit_code_table():
         assert re.search(rf"\| {code} \| {re.escape(meaning)}", readme), (code, meaning)
+
+
+@pytest.mark.parametrize(("nframes", "slots"), [(1, 16), (512, 16), (100_000, 256), (1 << 28, 256), (1 << 32, 4096)])
+def test_areas_of_a_swap_file_are_as_documented(nframes: int, slots: int) -> None:
+    areas = swap_layout.swap_areas(nframes, slots)
+    assert areas["log_blocks"] == max(64, min(nframes // 256, 512))
+    assert areas["frame_start"] == areas["log_start"] + areas["log_blocks"] == 3 + areas["log_blocks"]
+    assert areas["frame_blocks"] == -(-nframes // 512)
+    assert areas["nblocks"] == -(-nframes // slots) + 1
+    assert areas["storage_start"] == areas["frame_start"] + areas["frame_blocks"]
+    behind = areas["storage_start"] + areas["storage_blocks"]
+    assert areas["data_start"] % slots == 0
+    assert behind <= areas["data_start"] < behind + slots

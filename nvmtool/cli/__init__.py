@@ -25,13 +25,16 @@ COMMANDS = {
     "purge": ("purge", "Move non-active blocks to the mass store."),
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
-    "defrag": ("defrag", "Move a swap file's pages together while its VM runs."),
+    "swap": ("swap", "Create, run on, look at, check and delete swap files."),
+    "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
+    "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
 }
 
 _HELP = """\
 Usage: nvmtool COMMAND [OPTIONS] ...
 
-  Device images of byte-addressable NVM: regions, snapshots, and purging to mass storage.
+  Virtual machines on tiered memory: device images of byte-addressable NVM (regions, snapshots, purging
+  to mass storage), and thin swap files.
 
 Commands:
 {commands}

@@ -9,7 +9,7 @@ import click
 from ..swap.defrag import defragment, plan_defrag
 from ..swap.swapfile import SwapFile
 from ..text import count_of, human
-from .options import dry_run_option, example, output_options
+from .options import dry_run_option, example, output_options, reservation_option
 from .output import Output
 from .params import SECONDS, SIZE
 
@@ -18,15 +18,15 @@ from .params import SECONDS, SIZE
 @click.argument("file", type=click.Path())
 @click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
 @click.option("--max-bytes", type=SIZE, help="Stop when so many bytes have moved.")
-@click.option("--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the file says.")
+@reservation_option
 @dry_run_option
 @output_options
 def defrag_command(
     file: str, max_seconds: float | None, max_bytes: int | None, reservation: str | None, dry_run: bool, out: Output
 ) -> None:
-    """Move a swap file's pages together and give the emptied storage back, while its VM runs or without it.
+    """Move a swap file's pages together and give back what is empty.
 
-    It can be stopped at any moment and run again.
+    While its VM runs, or without it. It can be stopped at any moment and run again.
     """
     if dry_run:
         with SwapFile.open(file) as swap:

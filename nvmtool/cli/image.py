@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import click
@@ -11,12 +10,11 @@ from ..region.check import check_device
 from ..region.device import Device
 from ..region.format import format_device
 from ..region.info import device_info
-from ..text import count_of, human
-from .options import example, image_argument, mass_option, output_options
+from ..text import human
+from .checks import report_check
+from .options import example, image_argument, mass_option, output_options, repair_option
 from .output import Grid, Output
 from .params import SIZE
-
-PROBLEMS_FOUND = 1
 
 
 @click.command("format", epilog=example("nvmtool format disk.nvm --size 4G --mass disk.mass"))
@@ -84,7 +82,7 @@ def _region_grid(facts: dict[str, Any]) -> Grid | str:
 
 @click.command("check", epilog=example("nvmtool check disk.nvm --scrub", "nvmtool check disk.nvm --repair"))
 @image_argument
-@click.option("--repair", is_flag=True, help="Mend leaks and counts that are too high; refuse what cannot be proved.")
+@repair_option
 @click.option("--scrub", is_flag=True, help="Verify every purged block's checksum too.")
 @mass_option
 @output_options
@@ -96,12 +94,4 @@ def check_command(ctx: click.Context, image: str, repair: bool, scrub: bool, mas
     """
     with out.progress() as progress:
         result = check_device(image, repair=repair, scrub=scrub, mass=mass, progress=progress)
-    found = [f"{f.severity}: {f.structure} at {f.where}: {f.what}" for f in result.findings]
-    summary = f"{image}: {'clean' if result.clean else 'not clean'}"
-    if result.leaked_blocks:
-        summary += f", {count_of(result.leaked_blocks, 'leaked block')}"
-    if repair:
-        summary += f", {count_of(result.repaired, 'repair')}"
-    out.result({"image": image, **dataclasses.asdict(result)}, *found, summary)
-    if not result.clean:
-        ctx.exit(PROBLEMS_FOUND)
+    report_check(ctx, out, {"image": image}, result, repair=repair)

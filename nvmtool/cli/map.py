@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import UsageError
+from ..picture import Band
 from ..region.device import Device
 from ..region.extents import KINDS, map_arrays
-from ..region.picture import Band, band_totals, svg_picture, terminal_picture
+from ..region.picture import band_totals, svg_picture, terminal_picture
 from ..region.snapshots import require_snapshots
 from ..text import human
-from .options import CURRENT, example, image_argument, mass_option, output_options, region_option, state_name
-from .output import Output, make_console, print_json_rows
+from .options import CURRENT, example, image_argument, mass_option, output_options, region_option, state_name, svg_option
+from .output import Output, print_json_rows
+from .pictures import print_picture, require_one_stdout, write_svg
 
 if TYPE_CHECKING:
     from ..region.region import Region
 
-STREAM = "-"
 _MOST_STATES = 16
 _LINES_BESIDE_STATES = 6
 
@@ -31,7 +30,7 @@ _LINES_BESIDE_STATES = 6
 @region_option
 @click.option("--snapshot", metavar="NAME", help="Draw this snapshot alone; @current is the running point.")
 @click.option("--all", "all_states", is_flag=True, help="Draw all snapshots, not just the newest that fit.")
-@click.option("--svg", type=click.Path(allow_dash=True), metavar="FILE", help="Write the picture as SVG; - is stdout.")
+@svg_option
 @mass_option
 @output_options
 def map_command(
@@ -47,8 +46,7 @@ def map_command(
 
     The running point comes first, then the snapshots, newest first. --json lists the extents of the first.
     """
-    if svg == STREAM and out.as_json:
-        raise UsageError("--svg - and --json both want stdout")
+    require_one_stdout(svg, out)
     with Device.open(image, mass=mass) as device:
         if svg is not None:
             device.require_other_file(svg)
@@ -59,11 +57,12 @@ def map_command(
         title = f"{image}: region {source.name}, {human(source.size_bytes)}, {source.mapping} mapping"
         facts = {"image": image, "region": source.name, "size_bytes": source.size_bytes, "mapping": source.mapping}
     if svg is not None:
-        _write_svg(svg, svg_picture(bands, title))
+        write_svg(svg, svg_picture(bands, title))
     if out.as_json:
         _print_extents(facts, bands)
     elif svg is None:
-        _print_picture(bands, title, left_out=len(names) - len(shown))
+        left_out = len(names) - len(shown)
+        print_picture(lambda width, utf8: terminal_picture(bands, title, width=width, utf8=utf8, left_out=left_out))
 
 
 def _band(region: Region, name: str) -> Band:
@@ -82,13 +81,6 @@ def _states_that_fit(out: Output, svg: str | None) -> int:
     return max(1, (shutil.get_terminal_size().lines - _LINES_BESIDE_STATES) // 2)
 
 
-def _write_svg(target: str, text: str) -> None:
-    if target == STREAM:
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")
-
-
 def _print_extents(facts: dict[str, object], bands: list[Band]) -> None:
     states = []
     for band in bands:
@@ -98,9 +90,3 @@ def _print_extents(facts: dict[str, object], bands: list[Band]) -> None:
     kinds = [KINDS[kind] for kind in first.kinds.tolist()]
     facts = {**facts, "state": first.label, "states": states}
     print_json_rows(facts, "extents", offset=first.offsets.tolist(), length=first.lengths.tolist(), kind=kinds)
-
-
-def _print_picture(bands: list[Band], title: str, *, left_out: int) -> None:
-    console = make_console()
-    utf8 = console.encoding.startswith("utf")
-    console.print(terminal_picture(bands, title, width=console.width, utf8=utf8, left_out=left_out))

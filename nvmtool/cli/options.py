@@ -20,7 +20,12 @@ region_option = click.option("--region", metavar="NAME", help="Name of the regio
 snapshot_option = click.option("--snapshot", metavar="NAME", help="Use this snapshot, not the running point.")
 offset_option = click.option("--offset", type=OFFSET, required=True, help="Where in the region, in bytes.")
 mass_option = click.option("--mass", type=click.Path(), metavar="FILE", help="The mass store is here now, not where the image says.")
+reservation_option = click.option(
+    "--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the swap file says."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+repair_option = click.option("--repair", is_flag=True, help="Mend leaks and counts that are wrong; refuse what cannot be proved.")
+svg_option = click.option("--svg", type=click.Path(allow_dash=True), metavar="FILE", help="Write the picture as SVG; - is stdout.")
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 

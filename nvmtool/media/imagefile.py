@@ -89,4 +89,5 @@ def close_file(fd: int) -> None:
     with suppress(OSError):
         lock.unlock(fd, lock.WRITER)
         lock.unlock(fd, lock.CHECKPOINT)
+        lock.unlock(fd, lock.RESIZER)
     os.close(fd)

@@ -198,11 +198,35 @@ class Journal:
         self._append(changed)
         self._changed_pages += [changed // _WORDS_PER_PAGE, np.array(self._fresh_blocks, np.int64)]
 
+    def reload(self) -> None:
+        """See what other processes committed since; for files whose writers take turns, each under the writer's lock.
+
+        Costs two comparisons when nothing changed. Raises DamagedError.
+        """
+        assert self.is_idle, "an open transaction stands on words that others may have changed"
+        generation = self._read_generation()
+        if generation != self.generation:
+            # Another process moved everything home: our private pages are older than what is there.
+            self._drop_private(np.concatenate([*self._changed_pages, self.zeroed[:0]]))
+            self._changed_pages.clear()
+            self._no_room = None
+            self.generation = generation
+            self.sequence = 0
+            self.zeroed = self.zeroed[:0]
+            self._tail = self._start + PAGE
+        tail = self._tail
+        self._replay()
+        if self._tail != tail:
+            # Whoever wrote these records may have been killed before its flush; our next record must not be durable before them.
+            self.store.adopt(tail, self._tail - tail)
+
     def rollback(self) -> None:
         """Undo the open transaction in the view; nothing of it was durable."""
         self._fold_scalars()
         for indexes, old in reversed(self._arrays):
             self.array[indexes] = old
+        if self.writable:
+            self._drop_undone()
         self._fresh[self._fresh_blocks] = False
         self._drop_private(np.array(self._fresh_blocks, np.int64))
         self._forget()
@@ -288,20 +312,34 @@ class Journal:
         return record if crc32c(record) == int(head["crc"]) else None
 
     def require_no_later_record(self) -> None:
-        """Raise DamagedError when a whole record of this generation stands behind the last one that was replayed.
+        """Raise DamagedError when a whole record of this generation stands behind one that is missing.
 
         A record is written when the one before it is durable, so that no crash leaves this: the one before was damaged later. Looks at
-        each block of the log; opening does so only where a record seems to be torn.
+        each block of the log; opening does so only where a record seems to be torn. Another process may append meanwhile.
         """
         pages = self.store.view[self._start : self._end].reshape(-1, PAGE)
         heads = pages[(self._tail - self._start) // PAGE :, : LOG_RECORD.itemsize].copy().view(LOG_RECORD).reshape(-1)
-        behind = (heads["magic"] == RECORD_MAGIC) & (heads["generation"] == self.generation) & (heads["sequence"] > self.sequence)
+        # Looked for after the copy was made: what a writer appended before those is whole by now.
+        tail, sequence = self._skip_whole_records()
+        behind = (heads["magic"] == RECORD_MAGIC) & (heads["generation"] == self.generation) & (heads["sequence"] > sequence)
         for position in np.flatnonzero(behind).tolist():
             if self._whole_record(self._tail + position * PAGE) is not None:
                 raise DamagedError(
-                    f"log record {self.sequence} at 0x{self._tail:x}: is damaged, for record {int(heads['sequence'][position])} "
-                    "behind it is whole"
+                    f"log record {sequence} at 0x{tail:x}: is damaged, for record {int(heads['sequence'][position])} behind it is whole"
                 )
+
+    def _skip_whole_records(self) -> tuple[int, int]:
+        """Return where the record is missing, and its sequence, that follows on all those which another process has appended."""
+        tail, sequence = self._tail, self.sequence
+        while tail + LOG_RECORD.itemsize <= self._end:
+            record = self._whole_record(tail)
+            head = np.frombuffer(self.store.view.data, LOG_RECORD, 1, tail)[0]
+            ours = bytes(head["magic"]) == RECORD_MAGIC and int(head["generation"]) == self.generation
+            if record is None or not ours or int(head["sequence"]) != sequence:
+                break
+            tail += -(-len(record) // PAGE) * PAGE
+            sequence += 1
+        return tail, sequence
 
     def _check_targets(self, indexes: Words, blocks: Words) -> None:
         pages = np.concatenate([indexes // _WORDS_PER_PAGE, blocks])
@@ -346,6 +384,13 @@ class Journal:
         self._array_words = 0
         self._fresh_blocks.clear()
         self._logged.clear()
+
+    def _drop_undone(self) -> None:
+        """Forget private copies that are equal to what is at home again: a later reload must not see them instead of it."""
+        none = np.empty(0, np.int64)
+        touched = distinct(np.concatenate([none, *(indexes // _WORDS_PER_PAGE for indexes, _ in self._arrays)]))
+        committed = np.concatenate([none, *self._changed_pages])
+        self._drop_private(touched[~np.isin(touched, committed)])
 
     def _view_bytes(self, block: int, nblocks: int) -> memoryview:
         return self.store.view.data[block * PAGE : (block + nblocks) * PAGE]

@@ -1,10 +1,11 @@
 """Open-file-description locks on one byte each: they die with the process, and name their holder.
 
-Two bytes far past any file's end serve a device image (DESIGN 3.8):
+Bytes far past any file's end serve our files (DESIGN 3.8):
 
 - `WRITER`: held exclusively by the one process that changes the image.
 - `CHECKPOINT`: held shared by every reader for as long as it reads, and exclusively by the writer for the moments in which it
   moves logged changes home. Since blocks are reused only after that, a reader sees one state of the image, however long it takes.
+- `RESIZER`: held exclusively by the one process that changes a reservation's size, which takes WRITER for moments only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from ..errors import BusyError
 
 WRITER = (1 << 62) + 0
 CHECKPOINT = (1 << 62) + 1
+RESIZER = (1 << 62) + 2
 
+_OFD_GETLK = 36
 _OFD_SETLK = 37
 _POLL_SECONDS = 0.005
 
@@ -45,7 +48,7 @@ def lock(fd: int, path: Path, byte: int, *, exclusive: bool, seconds: float) -> 
     deadline = time.monotonic() + seconds
     while not try_lock(fd, byte, exclusive=exclusive):
         if time.monotonic() >= deadline:
-            raise BusyError(f"{path}: in use by {holder(path)}")
+            raise BusyError(f"{path}: in use by {holder(path, byte)}")
         time.sleep(_POLL_SECONDS)
 
 
@@ -54,24 +57,34 @@ def unlock(fd: int, byte: int) -> None:
     fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
 
 
-def holder(path: Path) -> str:
-    """Describe the processes that hold such a lock on the file, from /proc; needs the right to look at them."""
+def is_held(fd: int, byte: int) -> bool:
+    """Tell whether another open file holds the lock exclusively; takes nothing."""
+    answer = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_RDLCK, byte))
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def holder(path: Path, byte: int) -> str:
+    """Describe the processes that hold the lock on the file, from /proc; needs the right to look at them."""
     wanted = os.stat(path)
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid() and _holds(process, wanted):
+        if process.name.isdigit() and int(process.name) != os.getpid() and _holds(process, wanted, byte):
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             found.append(f"process {process.name} ({command[:80]})")
     return ", ".join(found) or "another process"
 
 
-def _holds(process: Path, wanted: os.stat_result) -> bool:
+def _holds(process: Path, wanted: os.stat_result, byte: int) -> bool:
     try:
         for link in (process / "fd").iterdir():
             status = link.stat()
             same = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
-            if same and "OFDLCK" in (process / "fdinfo" / link.name).read_text():
+            if same and any(f" {byte} {byte}" in line for line in _lock_lines(process / "fdinfo" / link.name)):
                 return True
     except OSError:  # the process ended meanwhile, or is not ours to look at
         return False
     return False
+
+
+def _lock_lines(info: Path) -> list[str]:
+    return [line for line in info.read_text().splitlines() if "OFDLCK" in line]

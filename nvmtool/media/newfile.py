@@ -119,3 +119,16 @@ class NewFile:
 
     def _hidden_name(self) -> Path:
         return self._target.parent / f".{self._target.name}.{os.getpid()}"
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, and the link that names it, durably; raises NotFoundError or StorageError."""
+    target = Path(os.path.realpath(path))
+    with translated(path):
+        for name in {target, path.parent.resolve() / path.name}:
+            name.unlink()
+            folder = os.open(name.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)

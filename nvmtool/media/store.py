@@ -67,6 +67,9 @@ class Store(Protocol):
     def store_durable(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks and fence, in one step where that is cheaper."""
 
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
 
@@ -105,6 +108,14 @@ class FileStore:
         self._alive()
         self._dirty = True
         self._words[offset >> 3] = value
+
+    def store_words(self, indexes: NDArray[np.int64], values: NDArray[np.uint64]) -> None:
+        """Store scattered words, each in one piece, in no particular order; an index is a byte offset divided by 8."""
+        assert self._shared is not None
+        self._alive()
+        self._dirty = True
+        # An aligned item of 8 bytes is one store in numpy's assignment, as it is in a memoryview's.
+        np.frombuffer(self._shared, "<u8")[indexes] = values
 
     def store_bytes(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks one behind the other; may tear until the next fence."""
@@ -147,6 +158,10 @@ class FileStore:
         if done != length:
             self.store_bytes(offset, [b"".join(chunks)])
             self.fence()
+
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+        self._dirty = True
 
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
@@ -196,6 +211,11 @@ class DaxStore(FileStore):
         super().store_word(offset, value)
         self._ranges.append((offset, 8))
 
+    def store_words(self, indexes: NDArray[np.int64], values: NDArray[np.uint64]) -> None:
+        """Store scattered words, each in one piece, in no particular order; an index is a byte offset divided by 8."""
+        super().store_words(indexes, values)
+        self._ranges.extend((index << 3, 8) for index in indexes.tolist())
+
     def store_bytes(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Store the chunks one behind the other; may tear until the next fence."""
         self._alive()
@@ -208,6 +228,10 @@ class DaxStore(FileStore):
     def store_logged(self, offset: int, content: Chunk) -> None:
         """Store a page that the log is about to hold too: durable with the next fence."""
         self.store_bytes(offset, [content])
+
+    def adopt(self, offset: int, length: int) -> None:
+        """Let the next fence cover a range that another process stored and may not have flushed."""
+        self._ranges.append((offset, length))
 
     def fence(self) -> None:
         """Flush the cache lines of all earlier stores and drain."""

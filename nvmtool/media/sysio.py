@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
@@ -59,6 +60,25 @@ def clone_range(source: int, source_offset: int, target: int, target_offset: int
             return False
         raise
     return True
+
+
+def can_clone(folder: Path) -> bool:
+    """Tell whether files in a folder can share storage, by cloning one written page between two nameless ones; raises OSError."""
+    page = 4096
+    files: list[int] = []
+    try:
+        for _ in range(2):
+            files.append(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
+            os.pwrite(files[-1], bytes([len(files)]) * page, 0)
+        source, target = files
+        return clone_range(source, 0, target, 0, page) and os.pread(target, page, 0) == os.pread(source, page, 0)
+    except OSError as error:
+        if error.errno in (*_NO_SUCH_MODE, errno.EISDIR):
+            return False
+        raise
+    finally:
+        for fd in files:
+            os.close(fd)
 
 
 def iter_extents(fd: int, offset: int, length: int, *, sync: bool = True) -> Iterator[Extent]:

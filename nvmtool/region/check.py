@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DamagedError
+from ..findings import CheckResult, Finding
 from ..media import word
 from ..media.journal import distinct
 from . import layout as lay
@@ -38,26 +39,6 @@ if TYPE_CHECKING:
 _TABLES_AT_ONCE = 512
 _SLOTS_AT_ONCE = 4096
 _MOST_FINDINGS = 100
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One broken rule. Severity `leak`: space is lost, nothing else; `error`: anything worse."""
-
-    severity: str
-    structure: str
-    where: str
-    what: str
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What a check found; `repaired` counts the findings that repair mended."""
-
-    clean: bool
-    findings: list[Finding]
-    leaked_blocks: int
-    repaired: int
 
 
 @dataclass

@@ -132,7 +132,7 @@ def _check_targets(path: Path, mass: Path, *, force: bool) -> bytes | None:
             fd = os.open(path, os.O_RDWR)
         try:
             if not lock.try_lock(fd, lock.WRITER, exclusive=True):
-                raise BusyError(f"{path}: in use by {lock.holder(path)}")
+                raise BusyError(f"{path}: in use by {lock.holder(path, lock.WRITER)}")
             with suppress(FormatError, DamagedError):
                 replaced = read_header(path, fd).uuid
         finally:

@@ -15,6 +15,7 @@ from ..media.newfile import NewFile
 from ..media.root import ROOT_BLOCK, new_root_block
 from ..media.store import FileStore, translated
 from . import layout as lay
+from .reservation import join, leave, reservation_info
 
 DEFAULT_BLOCK_BYTES = 1 << 20
 _ZEROS = bytes(1 << 20)
@@ -24,20 +25,25 @@ def create_swap(
     path: str | Path,
     *,
     memory_bytes: int,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     reservation: str | Path | None = None,
     promise_bytes: int | None = None,
 ) -> None:
     """Create an empty swap file for a VM's memory; it appears whole or not at all.
 
-    Its metadata (8 bytes a page frame) is allocated, its storage blocks are not. Raises UsageError, ExistsError, NoSpaceError, or
-    RefusedError when the reservation has no room for the promise (the VM's memory unless said).
+    Its metadata (8 bytes a page frame) is allocated, its storage blocks are not. Storage blocks have the reservation's size, or 1 MiB,
+    unless said. Raises UsageError, ExistsError, NoSpaceError, or RefusedError when the reservation has no room for the promise (the VM's
+    memory unless said). Killed in between, a reservation may keep the promise of a file that never came, which its check takes back.
     """
     path = Path(path)
+    if promise_bytes is not None and reservation is None:
+        raise UsageError("a promise needs a reservation that makes it")
+    if block_bytes is None:
+        block_bytes = DEFAULT_BLOCK_BYTES if reservation is None else reservation_info(reservation)["block_size"]
     slots_per_block = _check_sizes(memory_bytes, block_bytes)
     if path.exists():
         raise ExistsError(f"{path}: exists already")
-    fields = {
+    fields: dict[str, Any] = {
         "uuid": uuid.uuid4().bytes,
         "reservation_uuid": bytes(16),
         "reservation_path": "",
@@ -47,7 +53,26 @@ def create_swap(
         "created": time.time_ns() // 1000,
         **lay.swap_areas(memory_bytes // lay.PAGE, slots_per_block),
     }
-    _write_file(path, fields)
+    if reservation is None:
+        _write_file(path, fields)
+        return
+    promise_blocks = -(-(memory_bytes if promise_bytes is None else promise_bytes) // block_bytes)
+    fields["reservation_path"] = _stored_path(path, Path(reservation))
+    fields["reservation_uuid"] = join(Path(reservation), fields["uuid"], path, promise_blocks)
+    try:
+        _write_file(path, fields)
+    except BaseException:  # an interrupt too must not leave a promise to nobody
+        leave(Path(reservation), fields["uuid"])
+        raise
+
+
+def _stored_path(path: Path, reservation: Path) -> str:
+    """Return the reservation's path as the header keeps it: relative when both are in one tree, so that they can move together."""
+    folder, target = path.resolve().parent, reservation.resolve()
+    stored = str(target.relative_to(folder)) if target.is_relative_to(folder) else str(target)
+    if len(os.fsencode(stored)) > lay.SWAP_HEADER["reservation_path"].itemsize:
+        raise UsageError(f"{reservation}: path is too long for the header")
+    return stored
 
 
 def _write_file(path: Path, fields: dict[str, Any]) -> None:

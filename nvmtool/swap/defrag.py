@@ -65,7 +65,7 @@ class Moving(Protocol):
 
 @dataclass(frozen=True)
 class DefragResult:
-    """What a defragmentation did; `complete`: nothing is left to do (beside a running VM: less than 1 %)."""
+    """What a defragmentation did; `complete`: nothing is left to do (beside a running VM: one block or 1 % at most)."""
 
     blocks_before: int
     blocks_after: int
@@ -193,14 +193,15 @@ class Defragmenter:
     def _pass(self, total: int, workers: ThreadPoolExecutor) -> None:
         while (most := self._most()) > 0:
             moves = self.moving.plan(most)
-            if not len(moves.sources):
+            if len(moves.sources):
+                copy_pages(self.pages, moves, self.data_offset, workers)
+                # The copies must be durable before a record names them.
+                self.pages.fence()
+                self._moved += self.moving.commit()
+                if self.progress is not None:
+                    self.progress(min(self._moved, total), total, "pages")
+            if moves.last:
                 return
-            copy_pages(self.pages, moves, self.data_offset, workers)
-            # The copies must be durable before a record names them.
-            self.pages.fence()
-            self._moved += self.moving.commit()
-            if self.progress is not None:
-                self.progress(min(self._moved, total), total, "pages")
 
     def _most(self) -> int:
         """Return how many pages the next batch may have by the budgets."""
@@ -214,7 +215,8 @@ class Defragmenter:
         return self._most() <= 0
 
     def _is_good(self, status: Status) -> bool:
-        return _excess(status) <= (status.blocks_optimal // 100 if self.live else 0)
+        # A running VM always has a block that is not full yet.
+        return _excess(status) <= (max(status.blocks_optimal // 100, 1) if self.live else 0)
 
 
 def _excess(status: Status) -> int:

@@ -65,21 +65,35 @@ def frame_states(stored: Words, frames: Ints, nslots: int, base: int) -> Ints:
 
     Raises DamagedError for the first bad one.
     """
-    states = np.full(len(stored), UNTOUCHED, np.int64)
+    states, bad = decode_frames(stored, frames, nslots)
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        frame_state(int(stored[at]), int(frames[at]), nslots, base + int(frames[at]) * 8)
+    return states
+
+
+def decode_frames(stored: Words, frames: Ints, nslots: int) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return the states of frames whose words are given, and which words are bad; the states of those mean nothing."""
+    states, bad = np.full(len(stored), UNTOUCHED, np.int64), np.zeros(len(stored), bool)
     present = np.flatnonzero(stored)
     if not len(present):
-        return states
-    words, of = stored[present], frames[present]
-    bad = word.syndrome_array(words, word.places_array(lay.FRAME_PLACE, 0, of)) != 0
+        return states, bad
+    words = stored[present]
+    unsound = word.syndrome_array(words, word.places_array(lay.FRAME_PLACE, 0, frames[present])) != 0
     kinds, values = words >> np.uint64(60), (words >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64)
     in_slot = (kinds == word.SLOT) & (values > 0) & (values <= nslots)
     in_memory = words >> np.uint64(8) == _MEMORY_BITS
-    bad |= ~(in_slot | in_memory)
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        frame_state(int(words[at]), int(of[at]), nslots, base + int(of[at]) * 8)
+    bad[present] = unsound | ~(in_slot | in_memory)
     states[present] = np.where(in_slot, values - 1, IN_MEMORY)
-    return states
+    return states, bad
+
+
+def may_be_in_blocks(stored: Words, blocks: NDArray[np.bool_], slots_per_block: int) -> NDArray[np.bool_]:
+    """Tell which words seem to name slots in chosen blocks; a quick look that no checksum proves."""
+    values = (stored >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64) - 1
+    numbers = np.minimum(values // slots_per_block, len(blocks) - 1)
+    found: NDArray[np.bool_] = (stored >> np.uint64(60) == word.SLOT) & blocks[numbers]
+    return found
 
 
 def storage_words(blocks: Ints, used: Ints, present: NDArray[np.bool_]) -> Words:
@@ -88,22 +102,32 @@ def storage_words(blocks: Ints, used: Ints, present: NDArray[np.bool_]) -> Words
     return np.where(present, word.seal_array(payloads, word.places_array(lay.STORAGE_PLACE, 0, blocks)), np.uint64(0))
 
 
-def storage_states(stored: Words, slots_per_block: int, base: int, first: int = 0) -> Ints:
-    """Return the used slots of storage blocks `first` and on, -1 where a block has no storage.
+def storage_states(stored: Words, slots_per_block: int, base: int) -> Ints:
+    """Return the used slots of storage blocks 0 and on, -1 where a block has no storage; `base` is the first word's byte.
 
     Raises DamagedError for the first bad one.
     """
-    used = np.full(len(stored), -1, np.int64)
-    present = np.flatnonzero(stored)
-    words = stored[present]
-    bad = word.syndrome_array(words, word.places_array(lay.STORAGE_PLACE, 0, present + first)) != 0
-    values = (words >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64)
-    bad |= (words >> np.uint64(60) != word.STORAGE) | (values == 0) | (values > slots_per_block + 1)
+    used, bad = decode_storage(stored, slots_per_block)
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
-        block = int(present[at]) + first
-        what, offset = f"storage word {block}", base + block * 8
-        word.open_pointer(int(words[at]), word.STORAGE, _STORAGE | block, slots_per_block + 2, what, offset)
-        word.damaged(what, offset, int(words[at]), "counts no storage")
-    used[present] = values - 1
+        require_storage_word(int(stored[at]), at, slots_per_block, base + at * 8)
     return used
+
+
+def decode_storage(stored: Words, slots_per_block: int) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return the used slots of storage blocks 0 and on, -1 without storage, and which words are bad; their counts mean nothing."""
+    used, bad = np.full(len(stored), -1, np.int64), np.zeros(len(stored), bool)
+    present = np.flatnonzero(stored)
+    words = stored[present]
+    unsound = word.syndrome_array(words, word.places_array(lay.STORAGE_PLACE, 0, present)) != 0
+    values = (words >> np.uint64(8) & np.uint64(word.VALUE_MASK)).astype(np.int64)
+    bad[present] = unsound | (words >> np.uint64(60) != word.STORAGE) | (values == 0) | (values > slots_per_block + 1)
+    used[present] = values - 1
+    return used, bad
+
+
+def require_storage_word(stored: int, block: int, slots_per_block: int, offset: int) -> None:
+    """Raise DamagedError for a bad storage word, `offset` bytes into the file."""
+    what = f"storage word {block}"
+    if word.open_pointer(stored, word.STORAGE, _STORAGE | block, slots_per_block + 2, what, offset) == 0:
+        word.damaged(what, offset, stored, "counts no storage")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _FRAMES_AT_ONCE = 1 << 16
+# So many frames are looked at for one plan: a fault that waits for it waits for milliseconds at most.
+_FRAMES_PER_PLAN = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Pages to copy: from slot `sources[i]` to slot `targets[i]`, int64 arrays of equal length."""
+    """Pages to copy: from slot `sources[i]` to slot `targets[i]`, int64 arrays of equal length. `last`: the pass is over with these."""
 
     sources: Ints
     targets: Ints
+    last: bool
+
+
+_NO_MOVES = Moves(np.empty(0, np.int64), np.empty(0, np.int64), True)
 
 
 class Mover:
@@ -49,7 +55,7 @@ class Mover:
         self._cursor = 0
         self._emptying = np.zeros(swap.nblocks, bool)
         self._frames = np.empty(0, np.int64)
-        self._moves = Moves(self._frames, self._frames)
+        self._moves = _NO_MOVES
         self._positions: dict[int, int] = {}
         self._stayed = np.empty(0, bool)
 
@@ -66,26 +72,29 @@ class Mover:
         return _status(self._swap, choice)
 
     def plan(self, most: int) -> Moves:
-        """Plan up to `most` moves in the order of the frames; none when the pass is over or denser blocks have no room."""
-        swap, parts, found = self._swap, [], 0
-        while found < most and self._cursor < swap.nframes:
-            behind = min(self._cursor + _FRAMES_AT_ONCE, swap.nframes)
-            states = swap.states_of_range(self._cursor, behind)
-            candidates = np.flatnonzero(states >= 0)
-            candidates = candidates[self._emptying[states[candidates] // swap.slots_per_block]][: most - found]
-            parts.append((candidates + self._cursor, states[candidates]))
-            found += len(candidates)
+        """Plan up to `most` moves in the order of the frames; the last ones when the pass is over or denser blocks have no room."""
+        swap, end = self._swap, min(self._cursor + _FRAMES_PER_PLAN, self._swap.nframes)
+        parts, found = [np.empty(0, np.int64)], 0
+        while found < most and self._cursor < end:
+            behind = min(self._cursor + _FRAMES_AT_ONCE, end)
+            parts.append(swap.frames_in_blocks(self._cursor, behind, self._emptying)[: most - found])
+            found += len(parts[-1])
             # What did not fit is looked at again by the next plan.
-            self._cursor = behind if found < most else int(candidates[-1]) + self._cursor + 1
-        frames, sources = (np.concatenate([np.empty(0, np.int64), *each]) for each in (zip(*parts, strict=True) if parts else ((), ())))
-        targets = swap.slots.take(len(frames))
-        if len(targets) < len(frames):
+            self._cursor = behind if found < most else int(parts[-1][-1]) + 1
+        frames = np.concatenate(parts)
+        targets = swap.slots.take(found)
+        if no_room := len(targets) < found:
             self._cursor = int(frames[len(targets)])
         self._frames = frames[: len(targets)]
-        self._moves = Moves(sources[: len(targets)], targets)
+        self._moves = Moves(swap.states(self._frames), targets, no_room or self._cursor >= swap.nframes)
         self._positions = {frame: position for position, frame in enumerate(self._frames.tolist())}
         self._stayed = np.ones(len(targets), bool)
         return self._moves
+
+    @property
+    def holds(self) -> bool:
+        """Whether slots are held for copies that are on their way."""
+        return len(self._moves.targets) > 0
 
     def commit(self) -> int:
         """Let the frames of the last plan that did not change name their copies, which are durable; return how many.
@@ -119,8 +128,7 @@ class Mover:
             self._stayed[position] = False
 
     def _forget_plan(self) -> None:
-        none = np.empty(0, np.int64)
-        self._frames, self._moves, self._stayed = none, Moves(none, none), np.empty(0, bool)
+        self._frames, self._moves, self._stayed = _NO_MOVES.sources, _NO_MOVES, np.empty(0, bool)
         self._positions = {}
 
 

@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -34,15 +35,17 @@ if TYPE_CHECKING:
 _REQUEST = struct.Struct("<4sI")
 _STATUS = struct.Struct("<qqq")
 _COUNT = struct.Struct("<q")
+_MOVES = struct.Struct("<q?7x")
 _ERROR = struct.Struct("<i")
 _CREDENTIALS = struct.Struct("iII")
 _BEGIN, _PLAN, _COMMIT, _END = b"begn", b"plan", b"comt", b"end."
 _OK, _FAILED = b"+", b"-"
 _MOST_MOVES = 4096
-_MESSAGE_BYTES = 1 + _COUNT.size + 16 * _MOST_MOVES
+_MESSAGE_BYTES = 1 + _MOVES.size + 16 * _MOST_MOVES
 _ANSWER_SECONDS = 60.0
 # Asking the kernel at each call would cost a fault in memory as much as the fault itself.
 _CALLS_PER_LOOK = 16
+_WAIT_MILLISECONDS = 50
 
 
 class Service:
@@ -54,6 +57,7 @@ class Service:
         self._mover: Mover | None = None
         self._client: socket.socket | None = None
         self._calls = 0
+        self._pausing = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._ready = select.poll()
         with suppress(OSError):
@@ -79,10 +83,17 @@ class Service:
                 self._serve()
         return done
 
-    @property
-    def is_helped(self) -> bool:
-        """Whether a helper is at work, so that slots may be held for it."""
-        return self._mover is not None
+    def wait_until_free(self, seconds: float) -> bool:
+        """Let the helper finish what slots are held for, and give it no others meanwhile; return whether some came free."""
+        if self._mover is None or not self._mover.holds:
+            return False
+        self._pausing, deadline = True, time.monotonic() + seconds
+        try:
+            while self._mover is not None and self._mover.holds and time.monotonic() < deadline:
+                self.answer(_WAIT_MILLISECONDS)
+            return self._mover is None or not self._mover.holds
+        finally:
+            self._pausing = False
 
     def close(self) -> None:
         """Send the helper away and stop to listen."""
@@ -121,8 +132,10 @@ class Service:
             if self._mover is None:
                 raise StorageError("asked before begin")
             if what == _PLAN:
-                moves = self._mover.plan(min(number, _MOST_MOVES))
-                return _OK + _COUNT.pack(len(moves.sources)) + moves.sources.tobytes() + moves.targets.tobytes()
+                moves = self._mover.plan(0 if self._pausing else min(number, _MOST_MOVES))
+                return (
+                    _OK + _MOVES.pack(len(moves.sources), moves.last or self._pausing) + moves.sources.tobytes() + moves.targets.tobytes()
+                )
             if what == _COMMIT:
                 return _OK + _COUNT.pack(self._mover.commit())
             mover, self._mover = self._mover, None
@@ -156,7 +169,7 @@ class RemoteMover:
             self._socket.connect(_address(os.fstat(fd)))
         except OSError as error:
             self._socket.close()
-            raise BusyError(f"{path}: in use by {lock.holder(path)}, which takes no part in a defragmentation") from error
+            raise BusyError(f"{path}: in use by {lock.holder(path, lock.WRITER)}, which takes no part in a defragmentation") from error
 
     def __enter__(self) -> Self:
         """Return the mover."""
@@ -173,9 +186,9 @@ class RemoteMover:
     def plan(self, most: int) -> Moves:
         """Let the VM plan up to `most` moves."""
         answer = self._ask(_PLAN, most)
-        (count,) = _COUNT.unpack_from(answer)
-        both = np.frombuffer(answer, np.int64, 2 * count, _COUNT.size)
-        return Moves(both[:count], both[count:])
+        count, last = _MOVES.unpack_from(answer)
+        both = np.frombuffer(answer, np.int64, 2 * count, _MOVES.size)
+        return Moves(both[:count], both[count:], last)
 
     def commit(self) -> int:
         """Let the VM commit what was planned and copied."""

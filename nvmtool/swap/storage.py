@@ -1,4 +1,4 @@
-"""Where storage blocks get their storage from: the file system itself, or a reservation (borrower.py)."""
+"""Where a swap file's storage blocks get their storage: from the file system alone, or from a reservation (borrower.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..errors import NvmtoolError
 from ..media.journal import runs
 
 if TYPE_CHECKING:
@@ -15,50 +16,53 @@ if TYPE_CHECKING:
 
 
 class Storage(Protocol):
-    """What a swap file asks for when its storage blocks come and go."""
+    """Gives storage to storage blocks and takes it back. Blocks are numbers in ascending order, each once."""
 
     def take(self, blocks: NDArray[np.int64]) -> None:
-        """Give storage blocks (ascending, distinct) storage, all or none; durable after the next fence of the pages.
+        """Give blocks storage, all of them or none; durable after the next fence of the swap file's pages.
 
         Raises NoSpaceError, or RefusedError beyond what was promised.
         """
 
     def give_back(self, blocks: NDArray[np.int64]) -> None:
-        """Take the storage of blocks (ascending, distinct) that durably hold no page."""
+        """Take the storage of blocks that durably hold no page."""
 
     def recover(self, occupied: NDArray[np.bool_]) -> None:
-        """Bring in order what a killed process left; `occupied` tells for every storage block whether it holds pages."""
+        """Bring in order what a killed process left; `occupied` tells of each storage block whether it holds pages."""
 
     def close(self) -> None:
-        """Release what this object opened."""
+        """Finish; the swap file's descriptor and pages stay the caller's."""
 
 
 class PlainStorage:
-    """Storage from the file system: allocated when first needed, punched when empty."""
+    """Storage of a swap file without a reservation: allocated and punched."""
 
     def __init__(self, pages: PageFile, data_offset: int, block_bytes: int) -> None:
-        """Serve the storage blocks that begin at a byte of the file."""
+        """Stand on the pages of a swap file whose storage block 0 begins at `data_offset` bytes."""
         self._pages = pages
         self._data_offset = data_offset
         self._block_bytes = block_bytes
 
     def take(self, blocks: NDArray[np.int64]) -> None:
-        """Allocate blocks, all or none; raises NoSpaceError."""
+        """Give blocks storage, all of them or none; durable after the next fence. Raises NoSpaceError."""
         try:
             for first, count in runs(blocks):
-                self._pages.allocate(self._data_offset + first * self._block_bytes, count * self._block_bytes)
-        except BaseException:  # whatever stopped it: none of these blocks is named
+                self._pages.allocate(*self._range(first, count))
+        except NvmtoolError:
             self.give_back(blocks)
             raise
 
     def give_back(self, blocks: NDArray[np.int64]) -> None:
-        """Punch blocks."""
+        """Take the storage of blocks that durably hold no page."""
         for first, count in runs(blocks):
-            self._pages.punch(self._data_offset + first * self._block_bytes, count * self._block_bytes)
+            self._pages.punch(*self._range(first, count))
 
     def recover(self, occupied: NDArray[np.bool_]) -> None:
-        """Punch all blocks that hold no page."""
+        """Punch every block that holds no page: a killed process may have left it with storage."""
         self.give_back(np.flatnonzero(~occupied))
 
     def close(self) -> None:
-        """Do nothing: the pages are their owner's."""
+        """Nothing to do."""
+
+    def _range(self, first: int, count: int) -> tuple[int, int]:
+        return self._data_offset + first * self._block_bytes, count * self._block_bytes

@@ -18,15 +18,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, NvmtoolError, RefusedError, UsageError
+from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, RefusedError, UsageError
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import distinct, runs
 from ..media.pagefile import PageFile
 from ..media.root import Root
 from ..media.store import FileStore
 from . import layout as lay
+from .borrower import Borrower
 from .density import Density
-from .frames import IN_MEMORY, UNTOUCHED, frame_state, frame_states, memory_word, memory_words, slot_words, storage_states, storage_words
+from .frames import (
+    IN_MEMORY,
+    UNTOUCHED,
+    frame_state,
+    frame_states,
+    may_be_in_blocks,
+    memory_word,
+    memory_words,
+    slot_words,
+    storage_states,
+    storage_words,
+)
 from .remote import Service
 from .slots import Slots
 from .storage import PlainStorage
@@ -47,6 +59,7 @@ _MOST_AT_ONCE = 4096
 # Words that a commit may need for storage blocks, beside those of frames.
 _SPARE_WORDS = 4096
 _FRAMES_AT_ONCE = 1 << 18
+_HELPER_SECONDS = 10.0
 
 
 class SwapFile:
@@ -162,6 +175,13 @@ class SwapFile:
         words = self.journal.array[self._frame_base + first : self._frame_base + behind]
         return frame_states(words, np.arange(first, behind), self.nslots, self._frame_base * 8)
 
+    def frames_in_blocks(self, first: int, behind: int, blocks: NDArray[np.bool_]) -> Ints:
+        """Return those of consecutive frames, ascending, whose slots are in chosen storage blocks; raises DamagedError for one of them."""
+        words = self.journal.array[self._frame_base + first : self._frame_base + behind]
+        frames = np.flatnonzero(may_be_in_blocks(words, blocks, self.slots_per_block)) + first
+        slots = self.states(frames)
+        return frames[blocks[slots // self.slots_per_block]]
+
     def read_pages(self, frames: Ints, out: NDArray[np.uint8]) -> None:
         """Read frames that are in slots into rows of 4096 bytes; the frames stay where they are. Raises NotFoundError."""
         states = self.states(frames)
@@ -191,7 +211,7 @@ class SwapFile:
             raise UsageError(f"{self.path}: frame {int(frames[before >= 0][0])} is swapped already")
         if self.journal.pending_words > self.journal.max_words // 2:
             self.commit()
-        slots = self._take_slots(len(frames))
+        slots = self._take_slots_patiently(len(frames))
         try:
             self._write(slots, pages)
             self._name(frames, slots)
@@ -280,6 +300,15 @@ class SwapFile:
             self.storage.close()
             self.pages.close()
             self._file.close()
+
+    def _take_slots_patiently(self, count: int) -> Ints:
+        """Reserve free slots; where a helper holds the last ones, let it finish."""
+        try:
+            return self._take_slots(count)
+        except (NoSpaceError, RefusedError):
+            if self.service is None or not self.service.wait_until_free(_HELPER_SECONDS):
+                raise
+        return self._take_slots(count)
 
     def _take_slots(self, count: int) -> Ints:
         """Reserve free slots, in new storage blocks where those with storage have none left; raises NoSpaceError or RefusedError."""
@@ -415,8 +444,26 @@ def read_fields(path: Path, fd: int) -> dict[str, Any]:
     return fields
 
 
+def reservation_location(path: Path, fields: dict[str, Any], said: str | Path | None = None) -> Path:
+    """Return where a swap file's reservation is: where somebody says, else where the header says."""
+    return Path(said) if said is not None else path.resolve().parent / fields["reservation_path"]
+
+
 def _open_storage(path: Path, fields: dict[str, Any], pages: PageFile, reservation: str | Path | None, *, writable: bool) -> Storage:
     block_bytes, data_offset = fields["slots_per_block"] * lay.PAGE, fields["data_start"] * lay.PAGE
-    if not any(fields["reservation_uuid"]) or not writable:
+    if not any(fields["reservation_uuid"]):
+        if reservation is not None:
+            raise UsageError(f"{path}: has no reservation")
         return PlainStorage(pages, data_offset, block_bytes)
-    raise NvmtoolError(f"{path}: reservations are not there yet {reservation}")
+    if not writable:  # a reader gives and takes nothing
+        return PlainStorage(pages, data_offset, block_bytes)
+    return Borrower.open(
+        reservation_location(path, fields, reservation),
+        reservation_uuid=fields["reservation_uuid"],
+        swap_uuid=fields["uuid"],
+        swap_path=path,
+        pages=pages,
+        data_offset=data_offset,
+        block_bytes=block_bytes,
+        writable=writable,
+    )

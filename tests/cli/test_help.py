@@ -94,6 +94,7 @@ def test_every_command_that_prints_data_has_json() -> None:
         ("discard",),
         ("purge",),
         ("recall",),
+        ("swap", "delete"),
     ],
     ids=" ".join,
 )

@@ -76,6 +76,9 @@ class MemoryStore:
         else:
             self.fence()
 
+    def adopt(self, offset: int, length: int) -> None:
+        """There is one process only."""
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range."""
         self._private.madvise(mmap.MADV_DONTNEED, offset, length)

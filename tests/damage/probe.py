@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nvmtool.errors import NvmtoolError
+from nvmtool.findings import CheckResult
 from nvmtool.media import word
 from nvmtool.region import layout as lay
-from nvmtool.region.check import CheckResult, check_device
+from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.extents import map_arrays
 from nvmtool.region.info import device_info

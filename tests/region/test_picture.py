@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from nvmtool.picture import Band
 from nvmtool.region.extents import KINDS
-from nvmtool.region.picture import LOOKS, Band, band_cells, band_totals, svg_picture, terminal_picture
+from nvmtool.region.picture import LOOKS, band_cells, band_totals, svg_picture, terminal_picture
 
 ACTIVE, NON_ACTIVE, PURGED, HOLE = (KINDS.index(k) for k in ("active", "non-active", "purged", "hole"))
 BY_RANK = [ACTIVE, NON_ACTIVE, PURGED, HOLE]  # max() takes the first of equals
