@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from nvmtool.errors import NvmtoolError
+from tests.limits import Hang, limited
 
 from .enumeration import Effort
 from .planting import Plant, SourceChangedError, planted
 from .suite import Suite
 
+# Far more than any workload takes.
+_HANG_SECONDS = 20.0
 _EFFORT = Effort(most=7, samples=6, prove_one_of=10**9, depth=1)
 
 
@@ -33,11 +36,13 @@ def _try(bug: Plant, workload: str, suite: Suite, effort: Effort, seed: int) -> 
     # What the recordings start from is made before the bug is there.
     judge = suite.enumerator(workload, effort, seed)
     try:
-        with planted(bug):
+        with planted(bug), limited(_HANG_SECONDS):
             for recording in suite.recordings(workload):
                 judge.run(recording)
                 if judge.tally.failures:
                     return judge.tally.failures[0]
+    except Hang:
+        return judge.tally.failures[0] if judge.tally.failures else "it hangs"
     except SourceChangedError:
         raise
     except NvmtoolError as error:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from nvmtool.errors import NvmtoolError
 from nvmtool.region.check import check_device
+from tests.limits import HANG_SECONDS, Hang, limited
 
-from .probe import HANG_SECONDS, Hang, Outcome, Probe, limited
+from .probe import Outcome, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

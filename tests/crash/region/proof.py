@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from nvmtool.media.store import Chunk
+    from nvmtool.media.store import Chunk, FileStore
 
     from .operations import Operation
 

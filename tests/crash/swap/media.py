@@ -1,6 +1,6 @@
 """The media of a swap file: its metadata behind the seam, and pages in memory that write every change into the trace.
 
-The pages' medium holds the storage blocks one behind the other, and behind them a word per storage block: 1 where it has storage of its own.
+The pages' medium holds the storage blocks one behind the other, and behind them a word per storage block: 1 where it has storage.
 """
 
 from __future__ import annotations

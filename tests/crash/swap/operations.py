@@ -1,7 +1,8 @@
 """The operations of a swap file that are cut off, each beside what the model says of it.
 
-`run` ends with a commit, but for lazy ones. Frames of the base: 0 to 39 were swapped out, of which 2, 3, 5 and 16 to 25 came back; 40 to 43 were touched; the
-others never were. Storage blocks 0 (13 pages), 1 (6 pages) and 2 (8 pages) have storage; a defragmentation empties block 1.
+`run` ends with a commit, but for lazy ones. Frames of the base: 0 to 39 were swapped out, of which 2, 3, 5 and 16 to 25 came back;
+40 to 43 were touched; the others never were. Storage blocks 0 (13 pages), 1 (6 pages) and 2 (8 pages) have storage; a
+defragmentation empties block 1.
 """
 
 from __future__ import annotations
@@ -184,6 +185,15 @@ def _return(swap: SwapFile) -> None:
     out(swap, [26], 6)
 
 
+def _everything_in(swap: SwapFile) -> None:
+    into_memory(swap, np.flatnonzero(swap.states_of_range(0, swap.nframes) >= 0).tolist())
+    swap.commit()
+
+
+def _came_back(state: bytes | int) -> bytes | int:
+    return IN_MEMORY if isinstance(state, bytes) else state
+
+
 def _same(model: Model) -> list[Model]:
     return [model]
 
@@ -242,6 +252,7 @@ def plain_steps() -> list[Operation]:
         Operation("forget-and-out-again", _forget_and_out, lambda model: [_in(model, [0]), _out(model, [0], 2)]),
         Operation("relocate-never-copied", lambda swap: _drop(swap, copied=False), _same),
         Operation("out-with-half-the-space", lambda swap: _no_space(swap, 1), _same),
+        Operation("in-everything", _everything_in, lambda model: [{frame: _came_back(state) for frame, state in model.items()}]),
         Operation("in-lazily", lambda swap: into_memory(swap, [0]), lambda model: [_in(model, [0])], lazy=True),
         Operation(
             "in-whole-block-lazily",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nvmtool.errors import NvmtoolError
+from nvmtool.swap.check import check_swap
 from nvmtool.swap.swapfile import SwapFile
 
 from ..subject import Verdict
@@ -68,9 +70,10 @@ class SwapOracle:
             return Verdict("", f"traceback: {type(error).__name__}: {error}")
 
     def glance(self, media: Media) -> Verdict:
-        """Return what a state shows by reading and checking alone."""
+        """Return what an orderly end has left."""
         self.load(media)
-        return self._read(media)
+        verdict = self._read(media)
+        return verdict if verdict.problem else self._ended(verdict)
 
     def _judge(self, media: Media) -> Verdict:
         before = self._read(media)
@@ -81,7 +84,7 @@ class SwapOracle:
         with SwapFile.open(self.path, writable=True):
             pass
         recovered = self._content()
-        if (after := self._read()).problem or after.digest != before.digest:
+        if (after := self._ended(self._read())).problem or after.digest != before.digest:
             return Verdict(before.digest, f"recovery shows another state, or: {after.problem}")
         if after.leaks:
             return Verdict(before.digest, "after recovery storage is occupied for nothing")
@@ -91,13 +94,22 @@ class SwapOracle:
             return Verdict(before.digest, "opening again changed something")
         return Verdict(before.digest, self._next_operation(), before.leaks)
 
+    def _ended(self, verdict: Verdict) -> Verdict:
+        """Return what a state shows that an orderly end has left: nobody works on it, and no storage block is empty."""
+        with SwapFile.open(self.path) as swap:
+            if not verdict.problem and swap.root.get("working"):
+                return replace(verdict, problem="closed, and still says that somebody works on it")
+            return replace(verdict, leaks=verdict.leaks or bool((swap.used == 0).any()))
+
     def _content(self) -> bytes:
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
 
     def _read(self, media: Media | None = None) -> Verdict:
-        """Read all pages of the file; `media` say more exactly than the file which storage blocks have storage."""
+        """Check the file and read all its pages; `media` say more exactly than the file which storage blocks have storage."""
+        found = [each for each in check_swap(self.path).findings if each.severity != "leak"]
+        if found:
+            return Verdict("", f"check: {found[0].structure} {found[0].where} {found[0].what}")
         with SwapFile.open(self.path) as swap:
-            swap._taken_slots()
             digest, used, working = digest_of(read_model(swap)), swap.used, swap.root.get("working")
         occupied = os.fstat(self._fd).st_blocks * 512 - self._home_bytes
         present = int((used >= 0).sum()) * self._block_bytes
@@ -126,7 +138,5 @@ class SwapOracle:
         wanted: Model = {**model, **{frame: pattern(frame * 1000 + _PROBE) for frame in (0, *others)}}
         if found != wanted:
             return "the next swap-out is not there, or took another page's place"
-        after = self._read()
+        after = self._ended(self._read())
         return after.problem or ("after the next swap-out storage is occupied for nothing" if after.leaks else "")
-
-

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nvmtool.media import word
-from nvmtool.swap import layout as lay
 
 from ..recovered import Log, Logs
 from ..subject import PER_BLOCK, Layout

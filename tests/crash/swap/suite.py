@@ -17,7 +17,6 @@ from .workloads import base, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ..trace import Recording
     from .operations import Operation

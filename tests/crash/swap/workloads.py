@@ -92,4 +92,6 @@ def record(*steps: Operation) -> Recording | None:
     swap.close()
     trace.ack()
     allowed += [lazily | {digest_of(model)}, {digest_of(model)}]
-    return Recording("+".join(["swap", *(step.name for step in steps)]), origin.media, trace.events, allowed, start if len(steps) > 1 else 0)
+    return Recording(
+        "+".join(["swap", *(step.name for step in steps)]), origin.media, trace.events, allowed, start if len(steps) > 1 else 0
+    )
