@@ -14,11 +14,6 @@ from tests.crash.swap.suite import suite
 SEED = 1
 EFFORT = Effort(most=6, samples=2, prove_one_of=500)
 PAIRS = ["in-whole-block+out-into-new-block", "out-interrupted+relocate", "in-lazily+out-whole-block"]
-    "in-whole-block+out-into-new-block",
-    "out-interrupted+relocate",
-    "relocate-one-leaves+out-whole-block",
-    "in-lazily+out-whole-block",
-]
 FOUND_QUICKLY = [
     "swap: pages are not durable before their record",
     "swap: the slot of a page that was swapped in is free at once",
