@@ -428,9 +428,14 @@ class SwapFile:
             count += len(slots)
         by_block = taken.reshape(-1, self.slots_per_block).sum(axis=1)
         wrong = np.flatnonzero(by_block != np.maximum(self.used, 0))
-        if len(wrong) or int(by_block.sum()) != count:
-            what = f"storage block {int(wrong[0])} counts {int(self.used[wrong[0]])} used slots, frames name {int(by_block[wrong[0]])}"
-            raise DamagedError(f"{self.path}: {what if len(wrong) else 'two frames name one slot'}; nvmtool swap check tells all")
+        what = ""
+        if len(wrong):
+            block = int(wrong[0])
+            what = f"storage block {block} counts {int(self.used[block])} used slots, frames name {int(by_block[block])}"
+        elif int(by_block.sum()) != count:
+            what = "two frames name one slot"
+        if what:
+            raise DamagedError(f"{self.path}: {what}; nvmtool swap check tells all")
         return taken
 
 

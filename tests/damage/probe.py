@@ -140,6 +140,10 @@ class Probe:
         except NvmtoolError as error:
             outcome.check = type(error).__name__
 
+    def repair(self) -> CheckResult:
+        """Check the image and repair it."""
+        return check_device(self.image.path, repair=True, scrub=True)
+
     def run(
         self, keys: list[tuple[str, str | None]] | None = None, *, scrub: bool = True, all_readers: bool = True, same_names: bool = True
     ) -> Outcome:

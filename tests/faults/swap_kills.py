@@ -1,8 +1,9 @@
 """What `make kills-swap` runs: a VM swaps, `nvmtool defrag` beside it is killed with kill -9 over and over, and so is the VM now and then.
 
 The VM (`swap run --stamps`) verifies each page that it swaps in. After each kill of the VM, or after its orderly end, the file must check
-clean but for leaks, `swap run --ops 0 --verify --stamps` must find no error, and the check after that must be clean. One round in three has no VM:
-then the defragmentations work alone on the file. A seed gives the same waiting times; where a kill strikes is up to the machine.
+clean but for leaks, `swap run --ops 0 --verify --stamps` must find no error, and the check after that must be clean. One round in three
+has no VM: then the defragmentations work alone on the file. A seed gives the same waiting times; where a kill strikes is up to the
+machine.
 """
 
 from __future__ import annotations
