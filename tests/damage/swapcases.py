@@ -45,7 +45,8 @@ def _demand(image: SwapImage, whole: Anatomy, target: Word, payload: int, case: 
     a page was never touched instead of being in memory; nothing else in the file says which is right."""
     if target.structure != "frame" or case.demand != FOUND:
         return case.demand
-    old, new = _block_of(image, target.value >> 8), _block_of(image, 0 if case.name.endswith("zeroed") else payload)
+    payload = 0 if case.name.endswith("zeroed") else payload
+    old, new = _block_of(image, target.value >> 8), _block_of(image, payload)
     named = {each.value >> 8 for each in whole.of("frame")}
     return BLIND if old == new and payload not in named - {target.value >> 8, word.MEMORY << word.VALUE_BITS | 1} else case.demand
 
