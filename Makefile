@@ -18,7 +18,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo test check bench crash fuzz faults crash-long clean
+.PHONY: help install demo test check bench crash fuzz faults crash-long kills-swap clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ faults: $(READY) ## fail and kill system calls of every command that changes som
 
 crash-long: $(READY) ## 2,000 kills of real commands at random moments (SEED=, KILLS=)
 	$(BIN)/python -m tests.faults.kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
+
+kills-swap: $(READY) ## 1,000 kills of a defragmentation beside a running VM, and of the VM (SEED=, KILLS=)
+	$(BIN)/python -m tests.faults.swap_kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 clean: ## remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """Check a swap file: each word's own rules, no slot named twice, counts against frames, and both against the file system's storage.
 
-The frame words decide: counts follow from them, so a wrong count is mended. A frame word that is damaged, and a slot that two frames name,
-are not: nobody can know which page is right. Storage is compared with the words where no process has the file open for
-writing; what a running VM does between two commits is no damage.
+The frame words decide: counts follow from them, so one that is damaged or too low is mended. A count that is too high is not, for a frame
+word may be lost; nor are a damaged frame word and a slot that two frames name: nobody can know which page is right. Storage is compared
+with the words where no process has the file open for writing; what a running VM does between two commits is no damage.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ def _check_counts(walk: Walk, used: Ints, named: Ints) -> None:
     def say_absent(block: int) -> tuple[str, str]:
         return f"storage block {block}", f"says there is no storage, frames name {int(named[block])} of its slots"
 
-    walk.find_each("error", "storage word", np.flatnonzero((used >= 0) & (used != named)), say, fixable=True)
+    walk.find_each("error", "storage word", np.flatnonzero((used >= 0) & (used < named)), say, fixable=True)
+    # A frame word that was lost reads as never touched: counting anew would make the loss of its page final.
+    walk.find_each("error", "storage word", np.flatnonzero(used > named), say)
     absent = np.flatnonzero((used < 0) & (named > 0))
     # Without the file system's word nobody knows whether the pages are there.
     walk.find_each("error", "storage word", absent, say_absent, fixable=walk.stored is not None)

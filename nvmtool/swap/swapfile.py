@@ -271,20 +271,9 @@ class SwapFile:
 
     def commit(self) -> None:
         """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does."""
-        empties = False
+        self._commit_words()
         if self._touched:
-            blocks = np.fromiter(sorted(self._touched), np.int64, len(self._touched))
-            used = self.used[blocks]
-            words = storage_words(blocks, np.maximum(used, 0), used >= 0)
-            self.journal.set_words(self._storage_base + blocks, words)
-            if empties := not self._working and bool((used == 0).any()):
-                # Killed before their storage goes back, the next process must look for it.
-                self.root.put("working", 1)
-        # The pages must be durable before the record that names them.
-        self.pages.fence()
-        self.journal.commit()
-        self._working |= empties
-        if self._touched:
+            blocks = self._touched_blocks()
             self._touched.clear()
             self.slots.release()
             self._give_back(blocks[(self.used[blocks] == 0) & (self.density.taken[blocks] == 0)])
@@ -293,7 +282,8 @@ class SwapFile:
         """Learn which slots are free, and bring in order what a killed process left; raises DamagedError."""
         self._slots = Slots(self._taken_slots(), self.slots_per_block)
         occupied = self.used > 0
-        if self.root.get("working"):
+        # A block that counts no page was being given back: it may be a hole already, whether absent blocks had storage or not.
+        if self.root.get("working") or (self.used == 0).any():
             self.storage.recover(occupied)
             self._mark_absent(np.flatnonzero(self.used == 0))
 
@@ -358,8 +348,28 @@ class SwapFile:
         """Say durably that absent blocks may have storage from now on, once per process."""
         if not self._working:
             self.root.put("working", 1)
-            self.journal.commit()
+            # Frames that came into memory meanwhile go into this record, and so must their blocks' counts.
+            self._commit_words()
             self._working = True
+
+    def _commit_words(self) -> None:
+        """Make all words durable, those of the changed storage blocks included; what they free is not free yet."""
+        empties = False
+        if self._touched:
+            blocks = self._touched_blocks()
+            used = self.used[blocks]
+            words = storage_words(blocks, np.maximum(used, 0), used >= 0)
+            self.journal.set_words(self._storage_base + blocks, words)
+            if empties := not self._working and bool((used == 0).any()):
+                # Killed before their storage goes back, the next process must look for it.
+                self.root.put("working", 1)
+        # The pages must be durable before the record that names them.
+        self.pages.fence()
+        self.journal.commit()
+        self._working |= empties
+
+    def _touched_blocks(self) -> Ints:
+        return np.fromiter(sorted(self._touched), np.int64, len(self._touched))
 
     def _rest(self) -> None:
         with suppress(BusyError):  # the log keeps what cannot go home while somebody reads
@@ -423,9 +433,14 @@ class SwapFile:
             count += len(slots)
         by_block = taken.reshape(-1, self.slots_per_block).sum(axis=1)
         wrong = np.flatnonzero(by_block != np.maximum(self.used, 0))
-        if len(wrong) or int(by_block.sum()) != count:
-            what = f"storage block {int(wrong[0])} counts {int(self.used[wrong[0]])} used slots, frames name {int(by_block[wrong[0]])}"
-            raise DamagedError(f"{self.path}: {what if len(wrong) else 'two frames name one slot'}; nvmtool swap check tells all")
+        what = ""
+        if len(wrong):
+            block = int(wrong[0])
+            what = f"storage block {block} counts {int(self.used[block])} used slots, frames name {int(by_block[block])}"
+        elif int(by_block.sum()) != count:
+            what = "two frames name one slot"
+        if what:
+            raise DamagedError(f"{self.path}: {what}; nvmtool swap check tells all")
         return taken
 
 

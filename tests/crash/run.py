@@ -15,59 +15,106 @@ from pathlib import Path
 
 import numpy as np
 
-from nvmtool.region.header import decode_header
-
-from .bases import MAPPINGS, base
-from .bugs import BUGS
 from .enumeration import Effort, Enumerator, Tally
-from .model import BLOCK
-from .operations import operations
-from .oracle import RepairOracle
+from .planting import Plant
+from .region.bases import MAPPINGS
+from .region.suite import suite as device_suite
 from .selfproof import prove_harness
-from .special import formats, repairs
-from .workloads import record
+from .suite import Suite
+from .swap.suite import suite as swap_suite
 
 ALONE = Effort(most=12, samples=24)
 # In pairs the second operation is cut off, and of one pair in eight the recovery too; which ones depends on the seed.
 IN_PAIRS = Effort(most=8, samples=8, depth=1)
 _DEEP_ONE_OF = 8
 _SECONDS = 170
+_PROCESSES = 2
 _REPORT = Path("build/crash.json")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process did: its tally, the hashes of the distinct states, and the planted bugs found and missed."""
+    """What one process did: its tally, the hashes of the distinct states per suite, and the planted bugs found and missed."""
 
     tally: Tally
-    hashes: np.ndarray
+    hashes: dict[str, np.ndarray]
     found: dict[str, str]
     missed: list[str]
 
 
-def run_part(number: int, seed: int, deadline: float) -> Part:
-    """Enumerate the workloads of one base image, and plant every other bug; pairs come last, in the seed's order, until the deadline."""
-    mapping = MAPPINGS[number]
-    header = decode_header(base(mapping).image[:BLOCK], mapping)
-    one, mending = Enumerator(header, ALONE, seed), Enumerator(header, replace(ALONE, depth=1), seed, RepairOracle())
-    steps = operations()
-    for recording in [record(mapping, step) for step in steps] + (formats() if number == 0 else []):
-        if recording:
-            one.run(recording)
-    for recording in repairs(mapping):
-        mending.run(recording)
-    found, missed = prove_harness(seed, BUGS[number :: len(MAPPINGS)])
-    pairs = list(product(steps, steps))
+def families() -> list[list[Suite]]:
+    """Return the suites, those that share their planted bugs together."""
+    return [[device_suite(mapping) for mapping in MAPPINGS], [swap_suite()]]
+
+
+def run_part(number: int, parts: int, seed: int, deadline: float) -> Part:
+    """Do a part of the work: every `parts`-th suite of a large family, every `parts`-th workload of a small one; pairs come last."""
+    trials = []
+    for family in families():
+        if len(family) >= parts:
+            trials += [_Trial(suite, seed, 0, 1) for suite in family[number::parts]]
+        else:
+            trials += [_Trial(suite, seed, number, parts) for suite in family]
+    for trial in trials:
+        trial.alone()
+    found, missed = {}, []
+    for family in families():
+        more = prove_harness(family, seed, family[0].bugs[number::parts])
+        found.update(more[0])
+        missed += more[1]
+    pairs = [(trial, pair) for trial in trials for pair in trial.pairs()]
     random.Random(seed).shuffle(pairs)
-    for first, second in pairs:
+    for trial, pair in pairs:
+        trial.pair(pair, deadline)
+    tally = Tally()
+    for trial in trials:
+        tally.add(trial.tally)
+    return Part(tally, {trial.name: trial.hashes() for trial in trials}, found, missed)
+
+
+class _Trial:
+    """One suite, or every `step`-th workload of it from the first on."""
+
+    def __init__(self, suite: Suite, seed: int, first: int, step: int) -> None:
+        self.name = suite.name
+        self.tally = Tally()
+        self._suite, self._seed, self._first, self._step = suite, seed, first, step
+        self._plain = suite.enumerator("", ALONE, seed)
+        self._seen = self._plain.seen
+
+    def alone(self) -> None:
+        """Enumerate every operation alone, and the workloads that make no pairs."""
+        for workload in self._suite.operations[self._first :: self._step]:
+            self._run(self._plain, workload)
+        for workload in self._suite.special[self._first :: self._step]:
+            judge = self._suite.enumerator(workload, replace(ALONE, depth=1) if workload.startswith("repair") else ALONE, self._seed)
+            self._run(judge, workload)
+            self._seen |= judge.seen
+            self.tally.add(judge.tally)
+            judge.close()
+
+    def pairs(self) -> list[str]:
+        """Return all ordered pairs of operations."""
+        operations = self._suite.operations
+        return [f"{first}+{second}" for first, second in product(operations, operations)][self._first :: self._step]
+
+    def pair(self, workload: str, deadline: float) -> None:
+        """Enumerate a pair, unless the time is up."""
         if time.monotonic() > deadline:
-            one.tally.counts["pairs_left_out"] += 1
-        elif recording := record(mapping, first, second):
-            deep = (zlib.crc32(recording.name.encode()) + seed) % _DEEP_ONE_OF == 0
-            one.effort = replace(IN_PAIRS, depth=2 if deep else 1)
-            one.run(recording)
-    one.tally.add(mending.tally)
-    return Part(one.tally, np.fromiter(one.seen | mending.seen, np.uint64), found, missed)
+            self.tally.counts["pairs_left_out"] += 1
+            return
+        deep = (zlib.crc32(workload.encode()) + self._seed) % _DEEP_ONE_OF == 0
+        self._plain.effort = replace(IN_PAIRS, depth=2 if deep else 1)
+        self._run(self._plain, workload)
+
+    def hashes(self) -> np.ndarray:
+        """Return the hashes of all distinct states."""
+        self.tally.add(self._plain.tally)
+        return np.fromiter(self._seen, np.uint64)
+
+    def _run(self, judge: Enumerator, workload: str) -> None:
+        for recording in self._suite.recordings(workload):
+            judge.run(recording)
 
 
 def main() -> int:
@@ -76,8 +123,8 @@ def main() -> int:
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else _SECONDS
     print(f"seed {seed}; the same again: make crash SEED={seed}", flush=True)
     started = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(len(MAPPINGS)) as pool:
-        parts = pool.starmap(run_part, [(number, seed, started + seconds) for number in range(len(MAPPINGS))], chunksize=1)
+    with multiprocessing.get_context("fork").Pool(_PROCESSES) as pool:
+        parts = pool.starmap(run_part, [(number, _PROCESSES, seed, started + seconds) for number in range(_PROCESSES)], chunksize=1)
     total: Counter[str] = Counter()
     for part in parts:
         total += part.tally.counts
@@ -86,14 +133,17 @@ def main() -> int:
         for name in part.missed:
             print(f"MISSED planted bug: {name}")
     found = {name: what for part in parts for name, what in part.found.items()}
+    bugs: list[Plant] = [bug for family in families() for bug in family[0].bugs]
+    names = sorted({name for part in parts for name in part.hashes})
+    states = {name: len(np.unique(np.concatenate([part.hashes[name] for part in parts if name in part.hashes]))) for name in names}
     report = {
         "workloads": total["workloads"],
-        "states": len(np.unique(np.concatenate([part.hashes for part in parts]))),
+        "states": sum(states.values()),
         "complete_epochs": total["complete_epochs"] + total["recovery_complete_epochs"],
         "sampled_epochs": total["sampled_epochs"] + total["recovery_sampled_epochs"],
         "duplicates": total["duplicates"],
         "failures": total["failures"],
-        "planted": len(BUGS),
+        "planted": len(bugs),
         "found": len(found),
         "seed": seed,
         "seconds": round(time.monotonic() - started, 1),
@@ -104,12 +154,13 @@ def main() -> int:
         "states_in_complete_epochs": total["states_complete"],
         "judged": total["judged"],
         "proven": total["proven"],
-        "redundant": {bug.name: bug.redundant for bug in BUGS if bug.redundant and bug.name not in found},
+        "redundant": {bug.name: bug.redundant for bug in bugs if bug.redundant and bug.name not in found},
+        "states_by_suite": states,
         "found_by": found,
     }
     _REPORT.parent.mkdir(exist_ok=True)
     _REPORT.write_text(json.dumps(report, indent=1) + "\n")
-    print("\n".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, dict)))
+    print("\n".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, dict) or key == "states_by_suite"))
     return int(bool(total["failures"]) or any(part.missed for part in parts))
 
 

@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nvmtool.errors import NvmtoolError
-from nvmtool.region.header import decode_header
+from tests.limits import Hang, limited
 
-from .bases import MAPPINGS, base
-from .bugs import BUGS
-from .enumeration import Effort, Enumerator
-from .model import BLOCK
-from .operations import operations, plain_steps
-from .oracle import RepairOracle
+from .enumeration import Effort
 from .planting import Plant, SourceChangedError, planted
-from .proof import prove
-from .special import formats, repairs
-from .workloads import record
+from .suite import Suite
 
+# Far more than any workload takes.
+_HANG_SECONDS = 20.0
 _EFFORT = Effort(most=7, samples=6, prove_one_of=10**9, depth=1)
-# What is tried for a bug that names no workloads.
-_USUAL = ("write-logged", "snapshot-create", "recall")
 
 
-def find_bug(bug: Plant, seed: int) -> str:
+def find_bug(bug: Plant, suites: Sequence[Suite], seed: int) -> str:
     """Plant a bug and return the first failure that the harness reports, empty when it finds nothing."""
-    for mapping in MAPPINGS:
-        base(mapping)
     for effort in (_EFFORT,) if bug.redundant else (_EFFORT, replace(_EFFORT, depth=2)):
-        for workload in bug.workloads or _USUAL:
-            for mapping in MAPPINGS:
-                if found := _try(bug, workload, mapping, effort, seed):
-                    return f"{mapping}+{workload}: {found}"
+        for suite in suites:
+            for workload in bug.workloads or suite.usual:
+                if found := _try(bug, workload, suite, effort, seed):
+                    return f"{suite.name}+{workload}: {found}"
     return ""
 
 
-def _try(bug: Plant, workload: str, mapping: str, effort: Effort, seed: int) -> str:
+def _try(bug: Plant, workload: str, suite: Suite, effort: Effort, seed: int) -> str:
     if workload.startswith("proof:"):
         with planted(bug), tempfile.TemporaryDirectory() as folder:
-            return next(iter(_proof(Path(folder), mapping, workload.removeprefix("proof:"))), "")
-    repairing = workload.startswith("repair")
-    header = decode_header(base(mapping).image[:BLOCK], mapping)
-    judge = Enumerator(header, effort, seed, RepairOracle() if repairing else None)
+            return next(iter(suite.prove(Path(folder), workload.removeprefix("proof:"))), "")
+    # What the recordings start from is made before the bug is there.
+    judge = suite.enumerator(workload, effort, seed)
     try:
-        with planted(bug):
-            for recording in _recordings(workload, mapping):
+        with planted(bug), limited(_HANG_SECONDS):
+            for recording in suite.recordings(workload):
                 judge.run(recording)
                 if judge.tally.failures:
                     return judge.tally.failures[0]
+    except Hang:
+        return judge.tally.failures[0] if judge.tally.failures else "it hangs"
     except SourceChangedError:
         raise
     except NvmtoolError as error:
@@ -61,27 +54,12 @@ def _try(bug: Plant, workload: str, mapping: str, effort: Effort, seed: int) -> 
     return ""
 
 
-def _proof(folder: Path, mapping: str, name: str) -> list[str]:
-    return prove(folder, mapping, {step.name: step for step in operations()}[name])
-
-
-def _recordings(workload: str, mapping: str):  # type: ignore[no-untyped-def]
-    if workload == "format":
-        yield from formats()[1:]
-    elif workload.startswith("repair"):
-        yield from (each for each in repairs(mapping) if each.name.endswith(workload))
-    else:
-        steps = {step.name: step for step in [*operations(), *plain_steps()]}
-        if recording := record(mapping, *(steps[name] for name in workload.split("+"))):
-            yield recording
-
-
-def prove_harness(seed: int, bugs: list[Plant] = BUGS) -> tuple[dict[str, str], list[str]]:
+def prove_harness(suites: Sequence[Suite], seed: int, bugs: Sequence[Plant]) -> tuple[dict[str, str], list[str]]:
     """Plant every bug; return what found each of those that were found, and the names of those that were missed without a reason."""
     found, missed = {}, []
     for bug in bugs:
         try:
-            what = find_bug(bug, seed)
+            what = find_bug(bug, suites, seed)
         except SourceChangedError as error:
             missed.append(str(error))
             continue

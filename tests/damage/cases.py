@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nvmtool.errors import NvmtoolError
-from nvmtool.region.check import check_device
+from tests.limits import HANG_SECONDS, Hang, limited
 
-from .probe import HANG_SECONDS, Hang, Outcome, Probe, limited
+from .probe import Outcome, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,11 +49,11 @@ class CaseRun:
     slowest: float = 0.0
 
 
-def run_cases(image: Image, cases: Iterable[Case]) -> CaseRun:
-    """Damage, probe, repair and put back, case by case."""
+def run_cases(image: Image, cases: Iterable[Case], probe: Probe | None = None) -> CaseRun:
+    """Damage, probe, repair and put back, case by case; a device image's probe unless there is another."""
     run = CaseRun()
     good = image.contents()
-    probe = Probe(image)
+    probe = probe or Probe(image)
     for case in cases:
         case.apply(image)
         bad = image.contents()
@@ -91,7 +91,7 @@ def repair_problems(image: Image, probe: Probe, bad: tuple[bytes, bytes], before
     clean = False
     try:
         with limited(2 * HANG_SECONDS):
-            result = check_device(image.path, repair=True, scrub=True)
+            result = probe.repair()
         clean = result.clean
         if not clean and result.repaired:
             problems.append(f"repair left it half mended: {result.findings[-1]}")

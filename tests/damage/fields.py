@@ -51,10 +51,10 @@ def field_cases(image: Image) -> Iterator[Case]:
     targets = whole.of("log") if whole.log_records else chosen_words(whole)
     for target in targets:
         for label, payload in word_values(whole, target).items():
-            yield from _word_cases(target, label, payload)
-    yield from _header_cases(whole)
+            yield from word_cases(target, label, payload, free=is_free(target, payload))
+    yield from header_cases(lay.HEADER, whole.size_blocks)
     yield from _mass_header_cases()
-    yield from _log_cases(whole)
+    yield from log_cases(whole)
 
 
 def chosen_words(whole: Anatomy) -> list[Word]:
@@ -96,12 +96,13 @@ def word_values(whole: Anatomy, target: Word) -> dict[str, int]:
     return {label: payload for label, payload in values.items() if payload != target.value >> 8}
 
 
-def _word_cases(target: Word, label: str, payload: int) -> Iterator[Case]:
+def word_cases(target: Word, label: str, payload: int, *, free: bool) -> Iterator[Case]:
+    """Yield a word set to a payload, its checksum mended and not; `free`: rightly sealed it is as good as the one that is there."""
     for mended in (True, False):
         stored = word.seal(payload, target.place) if mended else payload << 8 | target.value & 0xFF
         sound = word.is_sealed(stored, target.place) or stored == 0
         demand = FOUND if sound else STRICT
-        if sound and is_free(target, payload):
+        if sound and free:
             # Another generation voids what the log holds.
             demand = TORN if target.structure == "log" else FREE
         if mended or not sound:
@@ -122,7 +123,8 @@ def _zero_word(target: Word, image: Image) -> None:
         file.write(bytes(8))
 
 
-def _numbers(dtype: np.dtype[np.void], field: str, end: int) -> dict[str, int | bytes]:
+def numbers(dtype: np.dtype[np.void], field: str, end: int) -> dict[str, int | bytes]:
+    """Return the values that a field is set to, by what they are; `end` is the end of what such numbers count."""
     fields = dtype.fields
     assert fields is not None
     kind, offset = fields[field][:2]
@@ -142,25 +144,26 @@ def _numbers(dtype: np.dtype[np.void], field: str, end: int) -> dict[str, int | 
     }
 
 
-def _header_cases(whole: Anatomy) -> Iterator[Case]:
-    for field in lay.HEADER.names or ():
-        for label, value in _numbers(lay.HEADER, field, whole.size_blocks).items():
+def header_cases(dtype: np.dtype[np.void], end: int) -> Iterator[Case]:
+    """Yield the fields of one header copy or both set to other values; `end` is the end of what their numbers count."""
+    for field in dtype.names or ():
+        for label, value in numbers(dtype, field, end).items():
             for copies in ((0,), (1,), (0, 1)):
                 for mended in (True, False):
                     how = "mended" if mended else "as it was"
                     demand = FREE if mended or field == "crc" else STRICT
                     name = f"header {'AB'[copies[0]] if len(copies) == 1 else 'A and B'} {field}: {label}, checksum {how}"
-                    yield Case(name, partial(_set_header, copies, field, value, mended), demand)
+                    yield Case(name, partial(_set_header, dtype, copies, field, value, mended), demand)
 
 
-def _set_header(copies: tuple[int, ...], field: str, value: int | bytes, mended: bool, image: Image) -> None:
+def _set_header(dtype: np.dtype[np.void], copies: tuple[int, ...], field: str, value: int | bytes, mended: bool, image: Image) -> None:
     for copy in copies:
-        set_field(image.path, copy * lay.BLOCK_SIZE, lay.HEADER, field, value, mended=mended)
+        set_field(image.path, copy * lay.BLOCK_SIZE, dtype, field, value, mended=mended)
 
 
 def _mass_header_cases() -> Iterator[Case]:
     for field in lay.MASS_HEADER.names or ():
-        for label, value in _numbers(lay.MASS_HEADER, field, lay.BLOCK_SIZE).items():
+        for label, value in numbers(lay.MASS_HEADER, field, lay.BLOCK_SIZE).items():
             for mended in (True, False):
                 free = mended and field == "reserved"
                 yield Case(
@@ -174,10 +177,11 @@ def _set_mass_header(field: str, value: int | bytes, mended: bool, image: Image)
     set_field(image.mass, 0, lay.MASS_HEADER, field, value, mended=mended)
 
 
-def _log_cases(whole: Anatomy) -> Iterator[Case]:
+def log_cases(whole: Anatomy) -> Iterator[Case]:
+    """Yield the fields of every log record set to other values."""
     for number, (offset, _) in enumerate(whole.log_records):
         for field in LOG_RECORD.names or ():
-            for label, value in _numbers(LOG_RECORD, field, whole.size_blocks).items():
+            for label, value in numbers(LOG_RECORD, field, whole.size_blocks).items():
                 for mended in (True, False):
                     name = f"log record {number} {field}: {label}, checksum {'mended' if mended else 'as it was'}"
                     yield Case(name, partial(_set_log, offset, field, value, mended), TORN)

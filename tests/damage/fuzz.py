@@ -15,12 +15,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import swapcases
 from .bits import Flipper
 from .cases import Case, CaseRun, run_cases
 from .commands import sample
 from .fields import field_cases
 from .images import KINDS, Image
 from .structures import structure_cases
+from .swapfiles import KINDS as SWAP_KINDS
+from .swapfiles import SwapProbe
 
 BIT_KINDS = ("virtblock", "direct", "logged")
 SAMPLED_CASES = 600
@@ -72,6 +75,29 @@ def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
     return figures
 
 
+def run_swap_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
+    """Do one part of the work on a swap file of a kind, in this process."""
+    figures = Figures(f"swap {kind}")
+    with tempfile.TemporaryDirectory(dir=ram_folder()) as folder:
+        image = SWAP_KINDS[kind](Path(folder))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        cases = run_cases(image, [*swapcases.field_cases(image), *swapcases.structure_cases(image)][part::parts], SwapProbe(image))
+        figures.cases, figures.repaired, figures.refused = cases.cases, cases.repaired, cases.refused
+        figures.failures += cases.failures
+        figures.outcomes.update(cases.outcomes)
+        if bits:
+            flipper = swapcases.SwapFlipper(image)
+            run = flipper.run(flipper.targets(bits, seed)[part::parts])
+            figures.flips = run.flips
+            figures.failures += run.failures
+            figures.outcomes.update({f"flip: reads {name}": count for name, count in run.reads.items()})
+            figures.outcomes.update({f"flip: check {name}": count for name, count in run.checks.items()})
+            figures.slowest_seconds = run.slowest
+        figures.slowest_seconds = max(figures.slowest_seconds, cases.slowest)
+        figures.memory_growth_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return figures
+
+
 def chosen_cases(image: Image, kind: str, seed: int, *, every: bool) -> list[Case]:
     """Return all cases of the small images, or a sample of those of fields; and a sample of those of a large image."""
     rng = random.Random(seed)
@@ -102,6 +128,8 @@ def main() -> int:
     work = [(kind, seed, options.bits, part, options.jobs) for kind in options.kinds.split(",") for part in range(options.jobs)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
         done = pool.starmap(run_part, work, chunksize=1)
+        swap_work = [(kind, seed, options.bits, part, options.jobs) for kind in SWAP_KINDS for part in range(options.jobs)]
+        done += pool.starmap(run_swap_part, swap_work, chunksize=1)
     report = summary(done, seed, options.bits, time.monotonic() - started)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=2) + "\n")

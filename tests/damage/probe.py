@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,15 +18,10 @@ from nvmtool.region.extents import map_arrays
 from nvmtool.region.info import device_info
 from nvmtool.region.purge import purge
 from nvmtool.region.snapshots import diff_states, list_snapshots
+from tests.limits import HANG_SECONDS, Hang, limited
 
 if TYPE_CHECKING:
     from .images import Image, Model, State
-
-HANG_SECONDS = 2.0
-
-
-class Hang(BaseException):
-    """More than 2 seconds went by."""
 
 
 @dataclass
@@ -50,22 +42,6 @@ class Outcome:
     def silent(self) -> bool:
         """Whether somebody may get other data, or lose some, and nothing says so."""
         return bool(self.faults) or self.reads == "different" or (self.check == "clean" and self.reads == "error")
-
-
-@contextmanager
-def limited(seconds: float = HANG_SECONDS) -> Iterator[None]:
-    """Raise Hang when the block takes too long, even inside a loop that never ends."""
-
-    def ring(*_: object) -> None:
-        raise Hang
-
-    old = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
 
 
 def read_state(device: Device, region_name: str, snapshot: str | None) -> State:
@@ -163,6 +139,10 @@ class Probe:
             outcome.check = "clean" if outcome.result.clean else "found"
         except NvmtoolError as error:
             outcome.check = type(error).__name__
+
+    def repair(self) -> CheckResult:
+        """Check the image and repair it."""
+        return check_device(self.image.path, repair=True, scrub=True)
 
     def run(
         self, keys: list[tuple[str, str | None]] | None = None, *, scrub: bool = True, all_readers: bool = True, same_names: bool = True

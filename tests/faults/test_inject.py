@@ -10,6 +10,7 @@ import pytest
 from .commands import COMMANDS, Bench, make_templates
 from .inject import faults, have_strace, points, run_fault
 from .kills import run_chain
+from .swap_kills import run_rounds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,3 +34,10 @@ def test_a_chain_of_killed_commands_loses_nothing() -> None:
     figures = run_chain(seed=1, kills=4)
     assert figures.failures == []
     assert figures.kills >= 4
+
+
+def test_a_defragmentation_killed_beside_a_running_vm_that_is_killed_too_loses_no_page() -> None:
+    figures = run_rounds(seed=3, kills=4, per_round=4)
+    assert figures.failures == []
+    assert figures.defrag_kills == 4
+    assert figures.verified_pages > 0

@@ -197,12 +197,17 @@ def test_a_wrong_count_is_mended_although_no_vm_would_open_the_file(used: int, d
     assert finding.what == f"counts {used} used slots, frames name 16"
 
 
-def test_a_count_of_slots_that_no_frame_names_is_mended_and_its_storage_given_back(damaged: Damaged) -> None:
+@pytest.mark.parametrize("used", [1, 9])
+def test_a_count_of_slots_that_no_frame_names_is_not_mended(used: int, damaged: Damaged) -> None:
     damaged.allocate(39)
-    damaged.set_count(39, 9)
-    before = damaged.path.stat().st_blocks
-    assert damaged.assert_mended().leaked_blocks == 1
-    assert before - damaged.path.stat().st_blocks == SMALL_BLOCK // 512
+    damaged.set_count(39, used)
+    finding = damaged.assert_refused().findings[0]
+    assert finding.what == f"counts {used} used slots, frames name 0"
+
+
+def test_a_lost_frame_word_is_found_and_its_page_is_not_given_up(damaged: Damaged) -> None:
+    damaged.write(damaged.frame_offset(40), bytes(8))
+    assert "used slots, frames name" in damaged.assert_refused().findings[0].what
 
 
 def test_a_damaged_storage_word_is_mended(damaged: Damaged) -> None:

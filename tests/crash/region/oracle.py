@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nvmtool.errors import NvmtoolError
 from nvmtool.region import layout as lay
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 
+from ..subject import Verdict
+from .media import MASS, NVM, write_mass
 from .model import BLOCK, digest_of_device
 from .operations import pattern
-from .recorder import write_mass
+
+if TYPE_CHECKING:
+    from ..trace import Media
 
 _PROBE = pattern(999)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a crash state shows; `problem` says which part of the promise it breaks, empty for none.
-
-    `leaks`: free slots of the mass store occupy storage, as the protocol allows after a crash and not after an orderly end.
-    """
-
-    digest: str
-    problem: str = ""
-    leaks: bool = False
 
 
 class Oracle:
@@ -48,19 +40,19 @@ class Oracle:
         os.pwrite(self._image_fd, image, 0)
         write_mass(self._mass_fd, mass)
 
-    def judge(self, image: bytes, mass: bytes) -> Verdict:
+    def judge(self, media: Media) -> Verdict:
         """Return what a state shows and whether all promises hold in it; any exception is a broken promise."""
-        self.load(image, mass)
+        self.load(media[NVM], media[MASS])
         try:
-            return self._judge(image)
+            return self._judge(media[NVM])
         except NvmtoolError as error:
             return Verdict("", f"does not open: {type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001 - a traceback is what is looked for
             return Verdict("", f"traceback: {type(error).__name__}: {error}")
 
-    def glance(self, image: bytes, mass: bytes) -> Verdict:
+    def glance(self, media: Media) -> Verdict:
         """Return what a state shows by reading and checking alone."""
-        self.load(image, mass)
+        self.load(media[NVM], media[MASS])
         return self._read()
 
     def content(self) -> tuple[bytes, bytes]:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from nvmtool.errors import NvmtoolError
 
+from ..trace import Recording, Trace
 from .bases import base, frozen
+from .media import MASS, NVM, open_recorded
 from .model import digest_of
-from .recorder import Recording, Trace, open_recorded
 
 if TYPE_CHECKING:
     from .operations import Operation
@@ -39,4 +40,4 @@ def record(mapping: str, *steps: Operation) -> Recording | None:
         trace.ack()
     allowed += [{digest_of(model)}] * 2
     name = "+".join([mapping, *(step.name for step in steps)])
-    return Recording(name, origin.image, origin.mass, trace.events, allowed, start if len(steps) > 1 else 0)
+    return Recording(name, {NVM: origin.image, MASS: origin.mass}, trace.events, allowed, start if len(steps) > 1 else 0)

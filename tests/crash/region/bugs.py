@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmtool.media.imagefile import ImageFile
 from nvmtool.media.journal import Journal
 from nvmtool.media.store import FileStore
 from nvmtool.region import copying, purge, purge_pointers, purge_virtblock, recall, repair, snapshots, sweep
@@ -16,7 +17,7 @@ from nvmtool.region.region import Region
 from nvmtool.region.slots import Slots
 from nvmtool.region.virtblock import Virtblocks
 
-from .planting import Edit, Plant, plant
+from ..planting import Edit, Plant, plant
 
 _COMMIT, _HOME, _RECORDS = Journal._commit_durably, Journal._move_home, Journal._iter_records
 _WHOLE = Journal._whole_record
@@ -295,7 +296,7 @@ STEPS = [
     ),
     plant("recalled data are not stored", recall._copy_from_mass, "device.journal.store_data(start, [view[done:end]])", "pass", "recall"),
     plant(
-        "a transaction ends without a commit", Device.transaction, "        self.journal.commit()\n", "        pass\n", "snapshot-create"
+        "a transaction ends without a commit", ImageFile.transaction, "        self.journal.commit()\n", "        pass\n", "snapshot-create"
     ),
     plant(
         "half a purge commits: slots named first",

@@ -15,11 +15,13 @@ from nvmtool.region import layout as lay
 from nvmtool.region.header import choose_header, decode_header
 from nvmtool.region.mass import _sealed_tag
 
+from ..recorder import MemoryStore
+from ..trace import Recording, Trace
 from .bases import base
+from .media import MASS, NVM, open_recorded
 from .model import BLOCK, digest_of
 from .operations import pattern
 from .oracle import Oracle
-from .recorder import MemoryStore, Recording, Trace, open_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,14 +41,14 @@ def record_format(name: str, before: bytes) -> Recording:
     fd = os.memfd_create("target")
     os.ftruncate(fd, len(before))
     target = SimpleNamespace(path=Path("memory.nvm"), fd=fd, in_place=True, allocate=lambda size, sparse: None)
-    with mock.patch.object(formatting, "open_store", lambda *_, **__: MemoryStore(trace, before)):
+    with mock.patch.object(formatting, "open_store", lambda *_, **__: MemoryStore(trace, before, NVM)):
         formatting._write_image(target, header, _TAG, sparse=False)  # type: ignore[arg-type]
     os.close(fd)
     trace.ack()
     empty = {digest_of({})}
     tolerated = ("does not open", "check: header")
     mass = (origin.mass[: lay.MASS_HEADER.itemsize] + _sealed_tag(_TAG)).ljust(BLOCK, b"\0")
-    return Recording(f"format over {name}", before, mass, trace.events, [empty] * 2, tolerated=tolerated, rules=False)
+    return Recording(f"format over {name}", {NVM: before, MASS: mass}, trace.events, [empty] * 2, tolerated=tolerated, rules=False)
 
 
 def formats() -> list[Recording]:
@@ -80,7 +82,7 @@ def record_repair(name: str, mapping: str, damage: Damage) -> Recording:
     device.close()
     trace.ack()
     allowed = [{digest_of(origin.model)}] * 3
-    return Recording(f"{mapping}+repair-{name}", bytes(image), bytes(mass), trace.events, allowed)
+    return Recording(f"{mapping}+repair-{name}", {NVM: bytes(image), MASS: bytes(mass)}, trace.events, allowed)
 
 
 def repairs(mapping: str) -> list[Recording]:

@@ -1,0 +1,1 @@
+"""Device images with their mass stores: what is recorded, how a state is judged, and the bugs that are planted."""
