@@ -18,6 +18,7 @@ from ..errors import BusyError, DamagedError, StorageError
 from ..findings import CheckResult, Finding
 from ..media.root import ROOT_BLOCK
 from . import layout as lay
+from .check_borrowed import check_borrowed
 from .check_storage import Stored, check_storage, find_stored
 from .frames import IN_MEMORY, UNTOUCHED, decode_frames, frame_state
 from .raw import RawSwap
@@ -135,12 +136,12 @@ def check_swap(
     """
     path = Path(path)
     with RawSwap(path) as raw:
-        walk = _walk(raw, progress)
+        walk = _walk(raw, reservation, progress)
     if not (repair and walk.findings and walk.fixable):
         return walk.result()
     with RawSwap(path, writable=True) as raw:
         # Another process may have written since: mend only what is so now.
-        walk = _walk(raw, progress)
+        walk = _walk(raw, reservation, progress)
         if not (walk.findings and walk.fixable):
             return walk.result()
         apply_fixes(walk)
@@ -148,12 +149,12 @@ def check_swap(
     with suppress(BusyError), SwapFile.open(path, writable=True, reservation=reservation):
         pass
     with RawSwap(path) as raw:
-        again = _walk(raw, progress)
+        again = _walk(raw, reservation, progress)
     again.leaked_blocks = walk.leaked_blocks
     return again.result(len(walk.findings), walk.findings)
 
 
-def _walk(raw: RawSwap, progress: Progress) -> Walk:
+def _walk(raw: RawSwap, reservation: str | Path | None, progress: Progress) -> Walk:
     walk = Walk(raw)
     _find_storage(walk)
     _check_headers(walk)
@@ -161,7 +162,9 @@ def _walk(raw: RawSwap, progress: Progress) -> Walk:
     _check_log(walk)
     _check_frames(walk, progress)
     _check_doubled(walk)
-    check_storage(walk, working=_is_working(walk))
+    working = _is_working(walk)
+    check_storage(walk, working=working)
+    check_borrowed(walk, reservation, working=working)
     return walk
 
 

@@ -1,0 +1,73 @@
+"""A check of a swap file sees whether its reservation is there, and whether both say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvmtool.errors import NotFoundError
+from nvmtool.media.pagefile import page_buffer
+from nvmtool.swap.check import check_swap
+from nvmtool.swap.create import create_swap
+from nvmtool.swap.reservation import create_reservation, reservation_info
+from nvmtool.swap.swapfile import SwapFile
+
+PAGE, BLOCK = 4096, 16 * 4096
+
+
+@pytest.fixture
+def borrower(tmp_path: Path) -> Path:
+    """A swap file with 40 pages in three storage blocks of a reservation."""
+    pool, path = tmp_path / "pool.rsv", tmp_path / "vm.swap"
+    create_reservation(pool, 8 * BLOCK, BLOCK)
+    create_swap(path, memory_bytes=8 * BLOCK, reservation=pool)
+    with SwapFile.open(path, writable=True) as swap:
+        swap.swap_out(np.arange(40), [row.data for row in page_buffer(40)])
+    return path
+
+
+def _found(path: Path, **options: object) -> list[str]:
+    return [f"{finding.severity} {finding.structure}: {finding.what}" for finding in check_swap(path, **options).findings]
+
+
+def test_a_sound_borrower_is_clean_and_its_storage_is_the_reservations(borrower: Path) -> None:
+    assert _found(borrower) == []
+    assert reservation_info(borrower.parent / "pool.rsv")["lent_bytes"] == 3 * BLOCK
+
+
+def test_a_reservation_that_is_gone_or_moved_is_named(borrower: Path) -> None:
+    pool, elsewhere = borrower.parent / "pool.rsv", borrower.parent / "moved.rsv"
+    pool.rename(elsewhere)
+    assert _found(borrower) == ["error reservation: is gone; --reservation if it was moved"]
+    with pytest.raises(NotFoundError, match="is gone; --reservation"):
+        SwapFile.open(borrower, writable=True)
+    assert _found(borrower, reservation=elsewhere) == []
+    with SwapFile.open(borrower, writable=True, reservation=elsewhere) as swap:
+        assert swap.used_slots == 40
+
+
+def test_another_reservation_and_one_that_is_not_one_are_named(borrower: Path) -> None:
+    create_reservation(borrower.parent / "other.rsv", BLOCK, BLOCK)
+    assert "is another one" in _found(borrower, reservation=borrower.parent / "other.rsv")[0]
+    assert "not a reservation file, but a swap file of nvmtool" in _found(borrower, reservation=borrower)[0]
+
+
+def test_storage_that_was_not_lent_is_an_error_and_a_lent_block_without_pages_comes_home(borrower: Path) -> None:
+    pool = borrower.parent / "pool.rsv"
+    older = pool.read_bytes()
+    with SwapFile.open(borrower, writable=True) as swap:
+        swap.swap_out(np.arange(40, 60), [row.data for row in page_buffer(20)])
+    newer = pool.read_bytes()
+    pool.write_bytes(older)
+    assert _found(borrower) == ["error reservation: has storage that " + str(pool) + " did not lend"]
+    assert not check_swap(borrower, repair=True).clean
+    pool.write_bytes(newer)
+    with SwapFile.open(borrower, writable=True) as swap:
+        swap.forget(np.arange(40, 60))
+    pool.write_bytes(newer)
+    assert _found(borrower) == [f"leak reservation: is lent by {pool} and holds nothing"]
+    result = check_swap(borrower, repair=True)
+    assert (result.clean, result.repaired) == (True, 1)
+    assert reservation_info(pool)["lent_bytes"] == 3 * BLOCK
