@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import click
 
@@ -12,6 +13,9 @@ from ..text import count_of, human
 from .options import dry_run_option, example, output_options, reservation_option
 from .output import Output
 from .params import SECONDS, SIZE
+
+# A running VM's faults come first.
+_NICENESS = 10
 
 
 @click.command("defrag", epilog=example("nvmtool defrag vm1.vswp", "nvmtool defrag vm1.vswp --max-seconds 30 --json"))
@@ -32,6 +36,7 @@ def defrag_command(
         with SwapFile.open(file) as swap:
             result = plan_defrag(swap)
     else:
+        os.nice(_NICENESS)
         with out.progress() as progress:
             result = defragment(file, reservation=reservation, max_bytes=max_bytes, max_seconds=max_seconds, progress=progress)
     blocks = f"{count_of(result.blocks_before, 'storage block')} before, {result.blocks_after:,} after, {result.blocks_optimal:,} optimal"

@@ -15,6 +15,7 @@ import fcntl
 import os
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import BusyError
@@ -76,13 +77,15 @@ def holder(path: Path, byte: int) -> str:
 
 def _holds(process: Path, wanted: os.stat_result, byte: int) -> bool:
     try:
-        for link in (process / "fd").iterdir():
+        links = list((process / "fd").iterdir())
+    except OSError:  # the process ended meanwhile, or is not ours to look at
+        return False
+    for link in links:
+        with suppress(OSError):  # closed meanwhile
             status = link.stat()
             same = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
             if same and any(f" {byte} {byte}" in line for line in _lock_lines(process / "fdinfo" / link.name)):
                 return True
-    except OSError:  # the process ended meanwhile, or is not ours to look at
-        return False
     return False
 
 

@@ -22,7 +22,7 @@ from ..media.imagefile import open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
-from .density import Density
+from .density import choose_to_empty
 from .moves import Mover
 from .remote import RemoteMover
 from .swapfile import SwapFile, read_fields
@@ -45,6 +45,8 @@ _JOBS_AT_ONCE = 128
 # Alone, several requests at the device at a time; beside a VM its faults come first.
 _ALONE_WORKERS = 4
 _BESIDE_WORKERS = 1
+# Beside a VM the helper rests so much longer than it works.
+_REST = 1.0
 
 
 class Moving(Protocol):
@@ -82,7 +84,7 @@ class DefragResult:
 
 def plan_defrag(swap: SwapFile) -> DefragResult:
     """Return what a defragmentation of an idle file would do, by a file opened for reading; O(storage blocks)."""
-    choice = Density(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block).choose_to_empty()
+    choice = choose_to_empty(np.maximum(swap.used, 0).astype(np.int32), swap.slots_per_block)
     before, released = swap.blocks_allocated, swap.blocks_allocated - choice.noptimal
     return DefragResult(
         blocks_before=before,
@@ -192,6 +194,7 @@ class Defragmenter:
 
     def _pass(self, total: int, workers: ThreadPoolExecutor) -> None:
         while (most := self._most()) > 0:
+            begun = time.monotonic()
             moves = self.moving.plan(most)
             if len(moves.sources):
                 copy_pages(self.pages, moves, self.data_offset, workers)
@@ -202,6 +205,8 @@ class Defragmenter:
                     self.progress(min(self._moved, total), total, "pages")
             if moves.last:
                 return
+            if self.live:
+                time.sleep((time.monotonic() - begun) * _REST)
 
     def _most(self) -> int:
         """Return how many pages the next batch may have by the budgets."""

@@ -354,14 +354,19 @@ class SwapFile:
 
     def _commit_words(self) -> None:
         """Make all words durable, those of the changed storage blocks included; what they free is not free yet."""
+        empties = False
         if self._touched:
             blocks = self._touched_blocks()
             used = self.used[blocks]
             words = storage_words(blocks, np.maximum(used, 0), used >= 0)
             self.journal.set_words(self._storage_base + blocks, words)
+            if empties := not self._working and bool((used == 0).any()):
+                # Killed before their storage goes back, the next process must look for it.
+                self.root.put("working", 1)
         # The pages must be durable before the record that names them.
         self.pages.fence()
         self.journal.commit()
+        self._working |= empties
 
     def _touched_blocks(self) -> Ints:
         return np.fromiter(sorted(self._touched), np.int64, len(self._touched))

@@ -6,17 +6,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nvmtool.errors import NoSpaceError, NvmtoolError, StorageError
+from nvmtool.media.pagefile import PageFile
 from nvmtool.media.store import FileStore
 from nvmtool.region import mass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_METHODS = ("store_word", "store_bytes", "store_logged", "store_durable", "fence")
+_METHODS_OF: dict[type, tuple[str, ...]] = {
+    FileStore: ("store_word", "store_bytes", "store_logged", "store_durable", "fence"),
+    mass.MassStore: ("write", "fence", "punch", "show_tag"),
+    PageFile: ("write", "allocate", "punch", "fence"),
+}
 
 
 class Seam:
-    """Counts the stores and fences of an image and its mass store; fails from number `at` on, or only there.
+    """Counts the stores and fences of an image and its mass store, or of a swap file; fails from number `at` on, or only there.
 
     A failed fence kills a real handle; so does one that this seam fails.
     """
@@ -39,7 +44,7 @@ class Seam:
 @contextmanager
 def failing(seam: Seam) -> Iterator[Seam]:
     """Let every store that is opened inside go through the seam."""
-    originals = {(cls, name): getattr(cls, name) for cls in (FileStore, mass.MassStore) for name in _names(cls)}
+    originals = {(cls, name): getattr(cls, name) for cls in _METHODS_OF for name in _METHODS_OF[cls]}
     for (cls, name), original in originals.items():
         setattr(cls, name, _wrapped(seam, name, original))
     try:
@@ -47,10 +52,6 @@ def failing(seam: Seam) -> Iterator[Seam]:
     finally:
         for (cls, name), original in originals.items():
             setattr(cls, name, original)
-
-
-def _names(cls: type) -> tuple[str, ...]:
-    return _METHODS if cls is FileStore else ("write", "fence", "punch", "show_tag")
 
 
 def _wrapped(seam: Seam, name: str, original):  # type: ignore[no-untyped-def]

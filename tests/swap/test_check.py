@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -331,3 +332,33 @@ def test_the_tests_file_system_tells_what_has_storage(damaged: Damaged) -> None:
         except OSError as error:
             assert error.errno == errno.EOPNOTSUPP
             pytest.skip("no FIEMAP here")
+
+
+def test_any_damaged_byte_of_the_metadata_is_found_and_no_repair_loses_a_page(damaged: Damaged) -> None:
+    rng = random.Random(5)
+    areas = [
+        (0, 3 * PAGE),
+        (damaged.fields["log_start"] * PAGE, 8),
+        (damaged.fields["log_start"] * PAGE, PAGE),
+        (damaged.fields["frame_start"] * PAGE, 705 * 8),
+        (damaged.fields["storage_start"] * PAGE, 50 * 8),
+        (damaged.fields["storage_start"] * PAGE, damaged.data_offset - damaged.fields["storage_start"] * PAGE),
+    ]
+    sound = damaged.path.read_bytes()[: damaged.data_offset]
+    outcomes = set()
+    for _ in range(250):
+        start, length = rng.choice(areas)
+        offset = start + rng.randrange(length)
+        damaged.write(offset, bytes([sound[offset] ^ rng.randrange(1, 256)]))
+        try:
+            result = check_swap(damaged.path, repair=True)
+        except DamagedError as error:
+            outcomes.add("not opened")
+            assert "log generation" in str(error)
+        else:
+            assert result.findings, f"0x{offset:x}"
+            outcomes.add("mended" if result.clean else "refused")
+            if result.clean:
+                damaged.guest.verify()
+        damaged.write(0, sound)
+    assert outcomes == {"not opened", "mended", "refused"}

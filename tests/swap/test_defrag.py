@@ -121,6 +121,7 @@ def test_a_page_that_is_swapped_in_between_plan_and_commit_is_not_moved(tmp_path
     assert mover.commit() == len(moves.sources) - 2
     mover.end()
     assert guest.swap.state_of(back) == place
+    assert guest.swap.density.total == guest.swap.used_slots, "no slot is held for what was not moved"
     guest.verify()
     guest.close()
     assert check_swap(guest.path).clean

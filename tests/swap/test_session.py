@@ -73,12 +73,12 @@ def test_a_swap_file_is_defragmented_while_its_vm_runs_and_nothing_is_lost(folde
         assert result["live"]
         assert result["complete"], result
         assert result["blocks_after"] - result["blocks_optimal"] <= 1
-        assert result["blocks_released"] >= 10
+        assert result["pages_moved"] > 0
         if reserved:  # what is released comes home: together they have what they had
             assert abs(before - storage(*files)) <= MIB
         else:
             assert storage(*files) <= before - result["bytes_released"] + 4 * MIB
-        assert nvmtool("swap", "check", path)["clean"]
+        assert (found := nvmtool("swap", "check", path))["clean"], found
         held = nvmtool("swap", "run", path, "--resident", "8M", "--ops", 1, code=6)
         assert str(vm.pid) in held["error"]
     verified = nvmtool("swap", "run", path, "--resident", "8M", "--ops", 0, "--verify", "--stamps", stamps)
