@@ -108,6 +108,17 @@ def launch(words: list[str], command: Command, folder: Path) -> subprocess.Compl
     return subprocess.run(words, cwd=folder, input=command.stdin, capture_output=True, timeout=60, check=False, env=os.environ | path)
 
 
+def message_problems(done: subprocess.CompletedProcess[bytes], *, mute: bool) -> list[str]:
+    """Return what is wrong with how a command ended: its exit code is one of the table, and an error is one line."""
+    lines = done.stderr.decode().splitlines()
+    found = []
+    if done.returncode not in CODES:
+        found.append(f"exit code {done.returncode} is not in the table")
+    if any("Traceback" in line for line in lines) or len(lines) > 1 or (done.returncode not in (0, 1) and len(lines) != 1 and not mute):
+        found.append(f"exit code {done.returncode}, stderr: {lines[-3:]}")
+    return found
+
+
 @dataclass
 class Bench:
     """Folders to run one command in: what it starts from, and what it is to end with."""
@@ -138,7 +149,7 @@ class Bench:
 
         A mute one could not write its message either.
         """
-        found = [] if killed else self._message_problems(done, mute=mute)
+        found = [] if killed else message_problems(done, mute=mute)
         allowed = {path.name for path in self.template.iterdir()} | set(self.command.makes)
         extra = {path.name for path in self.work.iterdir()} - allowed - {"trace"}
         if killed and self.command.replaces:
@@ -155,15 +166,6 @@ class Bench:
 
     def _stuck_format(self, again: subprocess.CompletedProcess[bytes]) -> bool:
         return self.command.name == "format" and again.returncode == 9
-
-    def _message_problems(self, done: subprocess.CompletedProcess[bytes], *, mute: bool) -> list[str]:
-        lines = done.stderr.decode().splitlines()
-        found = []
-        if done.returncode not in CODES:
-            found.append(f"exit code {done.returncode} is not in the table")
-        if any("Traceback" in line for line in lines) or len(lines) > 1 or (done.returncode not in (0, 1) and len(lines) != 1 and not mute):
-            found.append(f"exit code {done.returncode}, stderr: {lines[-3:]}")
-        return found
 
     def _state_problems(self, *, complete: bool) -> list[str]:
         found = []

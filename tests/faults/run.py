@@ -13,8 +13,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import swap_commands
 from .commands import COMMANDS, Bench, make_templates
 from .inject import faults, have_strace, points, run_fault
+from .swap_commands import SwapBench
 
 
 @dataclass
@@ -31,14 +33,20 @@ class Figures:
     seconds: float = 0.0
 
 
+def make_bench(name: str, folder: Path) -> Bench | SwapBench:
+    """Make a bench for a command."""
+    of_swap = name in {each.name for each in swap_commands.COMMANDS}
+    command = next(each for each in (*COMMANDS, *swap_commands.COMMANDS) if each.name == name)
+    (swap_commands.make_templates if of_swap else make_templates)(folder / "templates")
+    return (SwapBench if of_swap else Bench)(command, folder / "templates" / command.template, folder / "work")
+
+
 def run_command(name: str, seed: int, most: int) -> Figures:
     """Fail and kill the calls of one command; beyond `most` faults a random choice of them."""
     started = time.monotonic()
     figures = Figures(name)
     with tempfile.TemporaryDirectory(prefix="nvmtool-faults-") as folder:
-        command = next(each for each in COMMANDS if each.name == name)
-        make_templates(Path(folder) / "templates")
-        bench = Bench(command, Path(folder) / "templates" / command.template, Path(folder) / "work")
+        bench = make_bench(name, Path(folder))
         every = points(bench)
         wanted = list(faults(every))
         chosen = wanted if len(wanted) <= most else random.Random(seed).sample(wanted, most)
@@ -58,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="repeat a run")
     parser.add_argument("--most", type=int, default=25, help="faults of each command; the rest is left out by chance")
-    parser.add_argument("--commands", default=",".join(each.name for each in COMMANDS))
+    parser.add_argument("--commands", default=",".join(each.name for each in (*COMMANDS, *swap_commands.COMMANDS)))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("build/faults.json"))
     options = parser.parse_args()

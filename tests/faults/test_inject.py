@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .commands import COMMANDS, Bench, make_templates
 from .inject import faults, have_strace, points, run_fault
 from .kills import run_chain
+from .run import make_bench
 from .swap_kills import run_rounds
 
 if TYPE_CHECKING:
@@ -19,11 +19,9 @@ _CHANGING = ("pwritev2", "pwrite64", "pwritev", "fdatasync", "fsync", "rename", 
 
 
 @pytest.mark.skipif(not have_strace(), reason="strace is not installed")
-@pytest.mark.parametrize("name", ["write of one block", "purge virtblock", "format"])
+@pytest.mark.parametrize("name", ["write of one block", "purge virtblock", "format", "defrag"])
 def test_failed_and_killed_system_calls_lose_nothing(name: str, tmp_path: Path) -> None:
-    make_templates(tmp_path / "templates")
-    command = next(each for each in COMMANDS if each.name == name)
-    bench = Bench(command, tmp_path / "templates" / command.template, tmp_path / "work")
+    bench = make_bench(name, tmp_path)
     every = [fault for fault in faults(points(bench)) if fault.point.call in _CHANGING]
     for fault in random.Random(name).sample(every, 4):
         _, problems = run_fault(bench, fault)
