@@ -1,7 +1,7 @@
 """The whole main job once, on real data: what `make demo` runs.
 
-A file system image made of this machine's files is imported, snapshotted three times while it changes, purged, and read back. Then a VM runs
-on a swap file that is defragmented meanwhile. Each command is printed as it runs; any difference ends the demo with exit code 1.
+A file system image made of this machine's files is imported, snapshotted three times while it changes, purged, and read back. Then a VM
+runs on a swap file that is defragmented meanwhile. Each command is printed as it runs; any difference ends the demo with exit code 1.
 """
 
 from __future__ import annotations
