@@ -1,7 +1,7 @@
 """The whole main job once, on real data: what `make demo` runs.
 
-A file system image made of this machine's files is imported, snapshotted three times while it changes, purged, and read back. Each command
-is printed as it runs; any difference ends the demo with exit code 1.
+A file system image made of this machine's files is imported, snapshotted three times while it changes, purged, and read back. Then a VM
+runs on a swap file that is defragmented meanwhile. Each command is printed as it runs; any difference ends the demo with exit code 1.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 IMAGE_MIB = 64
 SOURCES = ("/usr/share/doc", "/usr/lib/python3", "/usr/share")
 SNAPSHOTS = ("monday", "tuesday", "wednesday")
+MEMORY_MIB = 128
+SPARSE_SECONDS = 10
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,11 +48,28 @@ class Demo:
         """Run nvmtool as a process of its own."""
         self.run(sys.executable, "-m", "nvmtool", *arguments, name="nvmtool")
 
-    def info(self) -> dict[str, int]:
-        """Return what `nvmtool info --json` says."""
-        command = [sys.executable, "-m", "nvmtool", "info", "disk.nvm", "--json"]
+    def facts(self, *arguments: str) -> dict[str, Any]:
+        """Return what a command says with --json, without printing it."""
+        command = [sys.executable, "-m", "nvmtool", *arguments, "--json"]
         out = subprocess.run(command, cwd=self.folder, env=self.environment, check=True, capture_output=True, text=True).stdout
-        return json.loads(out)
+        facts: dict[str, Any] = json.loads(out)
+        return facts
+
+    @contextmanager
+    def beside(self, *arguments: str) -> Iterator[None]:
+        """Let an nvmtool process run until the block ends, then ask it to end and wait for it."""
+        print(f"\n$ {shlex.join(('nvmtool', *arguments))} &", flush=True)
+        command = [sys.executable, "-m", "nvmtool", *arguments]
+        process = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+        try:
+            yield
+            print(f"\n$ kill {process.pid}; wait", flush=True)
+            process.terminate()
+            if code := process.wait(60):
+                raise subprocess.CalledProcessError(code, command)
+        finally:
+            process.kill()
+            process.wait()
 
     def expect(self, holds: bool, what: str) -> None:
         """Say whether something holds, and remember when it does not."""
@@ -150,14 +173,14 @@ def take_snapshots(demo: Demo, files: list[Path]) -> dict[str, str]:
 
 def purge(demo: Demo) -> None:
     """Purge, and show what that freed."""
-    before = demo.info()
+    before = demo.facts("info", "disk.nvm")
     for arguments in (["info"], ["map"], ["purge", "--dry-run"], ["purge"], ["info"], ["map"]):
         mode = ["--mode", "virtblock"] if arguments[0] == "purge" else []
         demo.nvmtool(arguments[0], "disk.nvm", *mode, *arguments[1:])
-    after = demo.info()
+    after = demo.facts("info", "disk.nvm")
     freed = after["free_bytes"] - before["free_bytes"]
     demo.expect(freed > 0, f"the purge freed {freed / MIB:.1f} MiB of NVM")
-    region = after["regions"][0]  # type: ignore[index]
+    region = after["regions"][0]
     demo.expect(region["non_active_bytes"] == 0, "nothing non-active is left in NVM")
 
 
@@ -195,12 +218,47 @@ def main_job(demo: Demo) -> None:
     demo.nvmtool("check", "disk.nvm", "--scrub")
 
 
+def wait_until_sparse(demo: Demo) -> None:
+    """Wait until swapping in has left at least twice the storage blocks that the pages need."""
+    deadline = time.monotonic() + SPARSE_SECONDS
+    while time.monotonic() < deadline:
+        facts = demo.facts("swap", "info", "vm1.swap")
+        if facts["blocks_allocated"] > 2 * facts["blocks_optimal"]:
+            return
+        time.sleep(0.5)
+
+
+def swap_act(demo: Demo) -> None:
+    """Run a VM on a swap file with a reservation, defragment it meanwhile, and verify every page."""
+    run = ("swap", "run", "vm1.swap", "--stamps", "vm1.stamps")
+    say("a swap file for a VM, its storage reserved")
+    demo.nvmtool("reservation", "create", "pool.rsv", "--size", f"{MEMORY_MIB * 3 // 2}M")
+    demo.nvmtool("swap", "create", "vm1.swap", "--memory", f"{MEMORY_MIB}M", "--reservation", "pool.rsv")
+    demo.nvmtool(*run, "--resident", "16M", "--workload", "sweep", "--ops", str(MEMORY_MIB * 256))
+    say("the VM gets more memory, and its swap file becomes sparse; it is defragmented while the VM runs")
+    with demo.beside(*run, "--resident", f"{MEMORY_MIB * 3 // 4}M"):
+        wait_until_sparse(demo)
+        demo.nvmtool("swap", "map", "vm1.swap")
+        before = demo.facts("reservation", "info", "pool.rsv")["held_bytes"]
+        demo.nvmtool("defrag", "vm1.swap")
+        after = demo.facts("reservation", "info", "pool.rsv")["held_bytes"]
+        demo.nvmtool("swap", "map", "vm1.swap")
+    demo.expect(after > before, f"{(after - before) // MIB} MiB went back to the reservation while the VM ran")
+    say("every page is the one that was swapped out last")
+    demo.nvmtool(*run, "--resident", "16M", "--ops", "0", "--verify")
+    for arguments in (["swap", "check", "vm1.swap"], ["swap", "delete", "vm1.swap"], ["reservation", "check", "pool.rsv"]):
+        demo.nvmtool(*arguments)
+    facts = demo.facts("reservation", "info", "pool.rsv")
+    demo.expect(facts["held_bytes"] == facts["size_bytes"], "the reservation has all of its blocks again")
+
+
 def main() -> int:
     """Run the demo; 0 when everything came back identical."""
     with tempfile.TemporaryDirectory(prefix="nvmtool-demo-") as folder:
         demo = Demo(Path(folder))
         try:
             main_job(demo)
+            swap_act(demo)
         except subprocess.CalledProcessError as error:
             print(f"\ndemo: FAILED: {shlex.join(map(str, error.cmd))} ended with {error.returncode}", file=sys.stderr)
             return 1

@@ -12,6 +12,7 @@ from nvmtool.media import word
 from nvmtool.media.journal import LOG_RECORD
 from nvmtool.region import layout
 from nvmtool.swap import layout as swap_layout
+from nvmtool.swap.stamps_layout import STAMPS_HEADER
 
 ROOT = Path(__file__).parent.parent
 FORMAT = (ROOT / "docs" / "format.md").read_text()
@@ -32,6 +33,10 @@ def _table_fields(first_row: str) -> list[str]:
         (layout.REGION_RECORD, "id | RECORD, number"),
         (swap_layout.SWAP_HEADER, "magic | 8 bytes | `NVMSWAP"),
         (swap_layout.SWAP_ROOT, "working |"),
+        (swap_layout.RESERVATION_HEADER, "magic | 8 bytes | `NVMRSRV"),
+        (swap_layout.RESERVATION_ROOT, "nblocks | number of blocks"),
+        (swap_layout.LENDER_RECORD, "promise | RECORD"),
+        (STAMPS_HEADER, "magic | 8 bytes | `NVMSTMP"),
         (LOG_RECORD, "magic | 8 bytes | `NVMLOGR"),
     ],
 )
@@ -74,5 +79,16 @@ def test_areas_of_a_swap_file_are_as_documented(nframes: int, slots: int) -> Non
     assert areas["nblocks"] == -(-nframes // slots) + 1
     assert areas["storage_start"] == areas["frame_start"] + areas["frame_blocks"]
     behind = areas["storage_start"] + areas["storage_blocks"]
+    assert areas["data_start"] % slots == 0
+    assert behind <= areas["data_start"] < behind + slots
+
+
+@pytest.mark.parametrize("slots", [16, 256, 4096])
+def test_areas_of_a_reservation_are_as_documented(slots: int) -> None:
+    areas = swap_layout.reservation_areas(slots)
+    assert (areas["log_blocks"], areas["lender_blocks"], areas["block_blocks"]) == (64, 256, 32_768)
+    assert areas["lender_start"] == 3 + 64
+    assert areas["block_start"] == areas["lender_start"] + 256
+    behind = areas["block_start"] + 32_768
     assert areas["data_start"] % slots == 0
     assert behind <= areas["data_start"] < behind + slots

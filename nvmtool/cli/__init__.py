@@ -34,7 +34,7 @@ _HELP = """\
 Usage: nvmtool COMMAND [OPTIONS] ...
 
   Virtual machines on tiered memory: device images of byte-addressable NVM (regions, snapshots, purging
-  to mass storage), and thin swap files.
+  to mass storage), and thin swap files (defragmentation beside a running VM, reserved storage).
 
 Commands:
 {commands}

@@ -18,10 +18,10 @@ from .params import SECONDS, SIZE
 _NICENESS = 10
 
 
-@click.command("defrag", epilog=example("nvmtool defrag vm1.vswp", "nvmtool defrag vm1.vswp --max-seconds 30 --json"))
+@click.command("defrag", epilog=example("nvmtool defrag vm1.swap", "nvmtool defrag vm1.swap --max-seconds 30 --json"))
 @click.argument("file", type=click.Path())
-@click.option("--max-seconds", type=SECONDS, help="Stop after so long.")
-@click.option("--max-bytes", type=SIZE, help="Stop when so many bytes have moved.")
+@click.option("--max-seconds", type=SECONDS, help="Stop after so long; what was moved stays so.")
+@click.option("--max-bytes", type=SIZE, help="Stop when so many bytes have moved; what was moved stays so.")
 @reservation_option
 @dry_run_option
 @output_options
@@ -30,7 +30,11 @@ def defrag_command(
 ) -> None:
     """Move a swap file's pages together and give back what is empty.
 
-    While its VM runs, or without it. It can be stopped at any moment and run again.
+    Pages leave the storage blocks of which the fewest slots are used, and fill the densest ones; empty blocks go back to the
+    file system, or to the reservation.
+
+    Works while the VM runs, or without it. It can be stopped or killed at any moment and run again. Exits with 0 also where a
+    running VM or a budget left something to do, and says so.
     """
     if dry_run:
         with SwapFile.open(file) as swap:

@@ -127,4 +127,4 @@ def _drop_unwritten_stdout() -> None:
 @debug_option
 @click.version_option(__version__, message="nvmtool %(version)s")
 def group() -> None:
-    """Virtual machines on tiered memory: device images of byte-addressable NVM, and thin swap files."""
+    """Virtual machines on tiered memory: device images of byte-addressable NVM, and thin swap files with reserved storage."""

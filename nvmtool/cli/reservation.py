@@ -21,7 +21,11 @@ reservation_argument = click.argument("reservation", type=click.Path())
 
 @click.group("reservation", no_args_is_help=False, epilog=example("nvmtool reservation create pool.rsv --size 64G"))
 def reservation_command() -> None:
-    """Create, show, resize and check reservations of swap files."""
+    """Create, show, resize and check reservations of swap files.
+
+    A reservation is a file that has all of its storage from the start. Its swap files borrow blocks from it and give them back, so that no
+    VM meets a full file system. Make swap files for it with `nvmtool swap create FILE --reservation RESERVATION`.
+    """
 
 
 @reservation_command.command("create", epilog=example("nvmtool reservation create pool.rsv --size 64G"))
@@ -30,7 +34,11 @@ def reservation_command() -> None:
 @click.option("--block-size", type=SIZE, default="1MiB", help="Size of a storage block, of its swap files too.")
 @output_options
 def create_command(reservation: str, size: int, block_size: int, out: Output) -> None:
-    """Create a reservation; all of its storage is allocated and written now."""
+    """Create a reservation, with all of its storage.
+
+    It is written with zeros from end to end, which takes its time. Its swap files must be on the same file system. On XFS and btrfs the
+    very blocks move to them (clone), elsewhere storage is allocated on one side and released on the other (allocate).
+    """
     with out.progress() as progress:
         create_reservation(reservation, size, block_size, progress)
     facts = reservation_info(reservation)
@@ -72,7 +80,10 @@ def _lender_grid(facts: dict[str, Any]) -> Grid | str:
 @click.option("--size", type=SIZE, required=True, help="The size it is to have; not below what is promised.")
 @output_options
 def resize_command(reservation: str, size: int, out: Output) -> None:
-    """Let a reservation grow or shrink while its swap files are in use."""
+    """Let a reservation grow or shrink while its swap files are in use.
+
+    Refuses (exit code 8) to become smaller than what is promised. Killed, it is whole, and the same command finishes.
+    """
     with out.progress() as progress:
         change = resize_reservation(reservation, size, progress)
     line = f"{reservation}: {human(change['size_bytes_before'])} before, {human(size)} now"
@@ -110,7 +121,8 @@ def check_command(ctx: click.Context, reservation: str, repair: bool, out: Outpu
 def forget_command(reservation: str, swap_file: str, dry_run: bool, out: Output) -> None:
     """Take back the promise and the blocks of a swap file that is gone.
 
-    Its storage went with it, so that the blocks are allocated anew.
+    For one that was removed with `rm` and not with `nvmtool swap delete`: its storage went with it, so the blocks are allocated anew.
+    Refuses while the swap file is there.
     """
     change = forget_lender(reservation, swap_file, dry_run=dry_run)
     facts = {"reservation": reservation, "swap_file": swap_file, "dry_run": dry_run, **change}

@@ -30,7 +30,7 @@ class _SwapGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names."""
-        return [*super().list_commands(ctx), *_ELSEWHERE]
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load the command's file where it is not this one."""
@@ -43,7 +43,11 @@ class _SwapGroup(click.Group):
 
 @click.group("swap", cls=_SwapGroup, no_args_is_help=False, epilog=example("nvmtool swap create vm1.swap --memory 4G"))
 def swap_command() -> None:
-    """Create, run on, look at, check and delete swap files."""
+    """Create, run on, look at, check and delete swap files.
+
+    A swap file holds the pages of one VM that are not in memory, and occupies what is swapped, no more. `nvmtool defrag` moves its pages
+    together, `nvmtool reservation` sets storage aside for it.
+    """
 
 
 @swap_command.command(
@@ -53,15 +57,16 @@ def swap_command() -> None:
     ),
 )
 @file_argument
-@click.option("--memory", type=SIZE, required=True, help="The VM's memory; the file can hold all of it.")
+@click.option("--memory", type=SIZE, required=True, help="Size of the VM's memory; the file can hold all of it.")
 @click.option("--block-size", type=SIZE, help="Size of a storage block, 64 KiB to 16 MiB; the reservation's or 1 MiB unless said.")
-@click.option("--reservation", type=click.Path(), metavar="RSV", help="Take storage blocks from this reservation file.")
-@click.option("--promise", type=SIZE, help="The most it may ever hold of the reservation; the memory unless said.")
+@click.option("--reservation", type=click.Path(), metavar="RSV", help="Take storage from this reservation file, not from the file system.")
+@click.option("--promise", type=SIZE, help="The most that it may ever take from the reservation; the size of the memory unless said.")
 @output_options
 def create_command(file: str, memory: int, block_size: int | None, reservation: str | None, promise: int | None, out: Output) -> None:
     """Create a swap file for a VM.
 
-    It is thin: storage comes with the pages that are swapped out, and goes with them.
+    It is thin: storage comes with the pages that are swapped out, and goes with them. With --reservation the VM gets what it was
+    promised also on a full file system; when not all promises could be kept, no file is created, and the exit code is 8.
     """
     create_swap(file, memory_bytes=memory, block_bytes=block_size, reservation=reservation, promise_bytes=promise)
     with SwapFile.open(file) as swap:
@@ -75,6 +80,8 @@ def create_command(file: str, memory: int, block_size: int | None, reservation: 
 @output_options
 def info_command(file: str, out: Output) -> None:
     """Show what a swap file holds, and how densely.
+
+    May be run beside its VM, and shows the last committed state.
 
     In JSON, density.deciles[i] counts the storage blocks of whose slots more than i tenths are used, and at most i + 1 tenths.
     """
@@ -136,8 +143,9 @@ def check_command(ctx: click.Context, file: str, repair: bool, reservation: str 
 def delete_command(file: str, reservation: str | None, dry_run: bool, out: Output) -> None:
     """Delete a swap file and the pages in it.
 
-    Refuses while a VM runs it.
+    Storage from a reservation goes back there. Ends with exit code 6 while a VM runs the file.
     """
     result = delete_swap(file, reservation=reservation, dry_run=dry_run)
     facts = {"swap_file": file, "dry_run": dry_run, "bytes_released": result.bytes_released, "reservation": result.reservation}
-    out.done(facts, f"{file}: {'would be deleted' if dry_run else 'deleted'}; {human(result.bytes_released)} released")
+    to = f", storage blocks to {result.reservation}" if result.reservation else ""
+    out.done(facts, f"{file}: {'would be deleted' if dry_run else 'deleted'}; {human(result.bytes_released)} released{to}")

@@ -24,7 +24,8 @@ from .pictures import STREAM, print_picture, require_one_stdout, write_svg
 def map_command(file: str, svg: str | None, out: Output) -> None:
     """Draw how densely a swap file's storage is used.
 
-    Each cell is a stretch of storage blocks. --json lists the blocks that have storage, with their used slots.
+    Each cell is a stretch of storage blocks, dark where most of their slots hold a page. May be run beside its VM. --json lists the
+    blocks that have storage, with their used slots.
     """
     require_one_stdout(svg, out)
     if svg is not None and svg != STREAM and Path(svg).exists() and Path(svg).samefile(file):

@@ -23,19 +23,25 @@ INTERRUPTED = 130
 @click.command(
     "run",
     epilog=example(
-        "nvmtool swap run vm.swap --resident 64MiB --workload churn --seconds 30 --verify",
-        "nvmtool swap run vm.swap --resident 64MiB --ops 0 --verify --stamps vm.stamps",
+        "nvmtool swap run vm1.swap --resident 64M --workload churn --seconds 30 --verify",
+        "nvmtool swap run vm1.swap --resident 64M --seconds 30 --stamps vm1.stamps",
+        "nvmtool swap run vm1.swap --resident 64M --ops 0 --verify --stamps vm1.stamps",
     ),
 )
 @click.argument("file", type=click.Path())
-@click.option("--resident", type=SIZE, required=True, help="Keep so much of the memory; the rest is in FILE.")
-@click.option("--workload", type=click.Choice(WORKLOADS), default="uniform", help="Which page frames are touched.")
-@click.option("--ops", type=click.IntRange(min=0), help="End after so many accesses; 0 touches nothing.")
+@click.option("--resident", type=SIZE, required=True, help="Keep so much of the VM's memory in memory; the rest is in FILE.")
+@click.option("--workload", type=click.Choice(WORKLOADS), default="uniform", help="Which page frames are touched; see above.")
+@click.option("--ops", type=click.IntRange(min=0), help="End after so many accesses; 0 with --verify only verifies.")
 @click.option("--seconds", type=SECONDS, help="End after so long.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed gives the same accesses.")
 @click.option("--write-ratio", type=PERCENT, default="50%", help="This share of the accesses write.")
-@click.option("--verify", is_flag=True, help="At the end read everything back and compare.")
-@click.option("--stamps", type=click.Path(path_type=Path), metavar="S", help="Keep what each page must hold in this side file.")
+@click.option("--verify", is_flag=True, help="At the end read the whole memory back and compare every page.")
+@click.option(
+    "--stamps",
+    type=click.Path(path_type=Path),
+    metavar="S",
+    help="Keep what each page must hold in this side file; made if absent.",
+)
 @reservation_option
 @output_options
 @click.pass_context
@@ -55,9 +61,18 @@ def run_command(
 ) -> None:
     """Be a running VM: touch memory, swap in and out of FILE.
 
-    Every page that is written is stamped, every page that is swapped in is verified. At its end, or on SIGTERM or SIGINT, all memory is
-    swapped out; without --ops and --seconds it runs until then. --stamps survives kill -9 (not a crash of the host), so that
-    a later run can tell whether each page is what it must be; after that use the same stamps for every run on FILE.
+    There is no guest: the memory's pages are stamped with their frame and a version, and each page that is swapped in is compared.
+    A defragmentation in another process is served meanwhile.
+
+    It ends after --ops or --seconds, or on SIGTERM or Ctrl-C, and swaps all memory out then. Without --ops and --seconds it runs until
+    a signal.
+
+    uniform touches all page frames alike, zipf a few of them most of the time, sweep all in order, churn mostly a window that jumps.
+
+    --stamps survives kill -9 (not the end of the host), so that a later run can tell whether each page is what it must be. Use
+    the same stamps for every run on FILE from then on.
+
+    Exits with 1 when a page was wrong, with 5 or 8 when pages could not be swapped out, with 6 while another VM runs FILE.
     """
     options = RunOptions(resident, workload, ops, seconds, seed, write_ratio, verify, stamps)
     with stop_on_signals() as stop:
@@ -86,10 +101,13 @@ def _print(out: Output, file: str, report: RunReport) -> None:
     lines = [
         f"{file}: {count_of(report.ops, 'operation')} in {report.seconds:.2f} s, "
         f"{count_of(report.swap_ins, 'swap-in')}, {count_of(report.swap_outs, 'swap-out')}, ended by {report.ended_by}",
-        f"{count_of(report.faults, 'fault')} that waited: half within {report.faults_p50_us:,.0f} µs, 99 % within "
-        f"{report.faults_p99_us:,.0f} µs, 99.9 % within {report.faults_p999_us:,.0f} µs",
-        f"{count_of(report.verified_pages, 'page')} verified, {count_of(report.errors, 'error')}",
     ]
+    if report.faults:
+        lines.append(
+            f"{count_of(report.faults, 'fault')} that waited: half within {report.faults_p50_us:,.0f} µs, 99 % within "
+            f"{report.faults_p99_us:,.0f} µs, 99.9 % within {report.faults_p999_us:,.0f} µs"
+        )
+    lines.append(f"{count_of(report.verified_pages, 'page')} verified, {count_of(report.errors, 'error')}")
     if report.lost_in_memory:
         lines.append(f"{count_of(report.lost_in_memory, 'page')} went with a process that was killed")
     if report.still_in_memory:
