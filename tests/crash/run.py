@@ -69,6 +69,7 @@ def run_part(number: int, parts: int, seed: int, deadline: float) -> Part:
     tally = Tally()
     for trial in trials:
         tally.add(trial.tally)
+        tally.add(trial.plain.tally)
     return Part(tally, {trial.name: trial.hashes() for trial in trials}, found, missed)
 
 
@@ -79,13 +80,13 @@ class _Trial:
         self.name = suite.name
         self.tally = Tally()
         self._suite, self._seed, self._first, self._step = suite, seed, first, step
-        self._plain = suite.enumerator("", ALONE, seed)
-        self._seen = self._plain.seen
+        self.plain = suite.enumerator("", ALONE, seed)
+        self._seen = self.plain.seen
 
     def alone(self) -> None:
         """Enumerate every operation alone, and the workloads that make no pairs."""
         for workload in self._suite.operations[self._first :: self._step]:
-            self._run(self._plain, workload)
+            self._run(self.plain, workload)
         for workload in self._suite.special[self._first :: self._step]:
             judge = self._suite.enumerator(workload, replace(ALONE, depth=1) if workload.startswith("repair") else ALONE, self._seed)
             self._run(judge, workload)
@@ -104,12 +105,11 @@ class _Trial:
             self.tally.counts["pairs_left_out"] += 1
             return
         deep = (zlib.crc32(workload.encode()) + self._seed) % _DEEP_ONE_OF == 0
-        self._plain.effort = replace(IN_PAIRS, depth=2 if deep else 1)
-        self._run(self._plain, workload)
+        self.plain.effort = replace(IN_PAIRS, depth=2 if deep else 1)
+        self._run(self.plain, workload)
 
     def hashes(self) -> np.ndarray:
         """Return the hashes of all distinct states."""
-        self.tally.add(self._plain.tally)
         return np.fromiter(self._seen, np.uint64)
 
     def _run(self, judge: Enumerator, workload: str) -> None:
