@@ -88,6 +88,8 @@ class SwapFile:
         self.used = self._read_storage_words()
         self._used = self.used.data
         self._touched: set[int] = set()
+        # Blocks that hold no page any more; those that nobody took again give their storage back.
+        self._emptied: set[int] = set()
         # Called with a frame that leaves its slot.
         self.on_leave: Callable[[int], None] | None = None
         self.service: Service | None = None
@@ -270,13 +272,19 @@ class SwapFile:
         return self.service is not None and self.service.poll()
 
     def commit(self) -> None:
-        """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does."""
+        """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does.
+
+        Where the reservation is busy, storage goes back with a later commit.
+        """
         self._commit_words()
         if self._touched:
             blocks = self._touched_blocks()
             self._touched.clear()
             self.slots.release()
-            self._give_back(blocks[(self.used[blocks] == 0) & (self.density.taken[blocks] == 0)])
+            self._emptied.update(blocks[self.used[blocks] == 0].tolist())
+        if self._emptied:
+            with suppress(BusyError):
+                self._give_back()
 
     def recover(self) -> None:
         """Learn which slots are free, and bring in order what a killed process left; raises DamagedError."""
@@ -373,7 +381,7 @@ class SwapFile:
 
     def _rest(self) -> None:
         with suppress(BusyError):  # the log keeps what cannot go home while somebody reads
-            if self.root.get("working"):
+            if self.root.get("working") and not self._emptied:
                 # What was given back must be gone before the file says so: nobody would look for it again.
                 self.pages.fence()
                 self.root.put("working", 0)
@@ -409,10 +417,15 @@ class SwapFile:
         self.used[blocks] += difference * counts
         self._touched.update(blocks.tolist())
 
-    def _give_back(self, blocks: Ints) -> None:
-        if len(blocks):
-            self.storage.give_back(blocks)
-            self._mark_absent(blocks)
+    def _give_back(self) -> None:
+        blocks = np.fromiter(sorted(self._emptied), np.int64, len(self._emptied))
+        blocks = blocks[self.used[blocks] == 0]
+        taken = self.density.taken[blocks] > 0
+        if not taken.all():
+            self.storage.give_back(blocks[~taken])
+            self._mark_absent(blocks[~taken])
+        # Slots that are held for pages on their way may come free without one.
+        self._emptied = set(blocks[taken].tolist())
 
     def _mark_absent(self, blocks: Ints) -> None:
         """Say that blocks have no storage any more; durable with the next commit, and harmless before: they hold nothing."""

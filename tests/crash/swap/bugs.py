@@ -115,7 +115,7 @@ REUSE = [
         "swap: empty blocks are given back before the record",
         _COMMIT,
         "    self._commit_words()\n",
-        "    self._give_back(np.flatnonzero((self.used == 0)))\n    self._commit_words()\n",
+        "    self._emptied.update(np.flatnonzero(self.used == 0).tolist())\n    self._give_back()\n    self._commit_words()\n",
         "in-whole-block",
     ),
     plant(
