@@ -238,6 +238,17 @@ class Journal:
         if self._no_room is not None and self.is_idle:
             self.checkpoint(patient=False)
 
+    def iter_written_words(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, count) of the stretches of words that may differ from 0, on the medium or in the log; ascending, each word once."""
+        behind = first
+        pages = distinct(np.concatenate([np.empty(0, np.int64), *self._changed_pages]))
+        logged = [(page * PAGE, npages * PAGE) for page, npages in runs(pages)]
+        for offset, length in sorted([*self.store.iter_data(first * 8, count * 8), *logged]):
+            start, end = max(offset // 8, behind), min(-(-(offset + length) // 8), first + count)
+            if start < end:
+                yield start, end - start
+                behind = end
+
     def checkpoint(self, *, patient: bool = True) -> None:
         """Move all committed changes home and void the log; raises BusyError while readers stay, at once unless patient."""
         assert self.is_idle, "a checkpoint inside a transaction would make half of it durable"

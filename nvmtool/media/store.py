@@ -21,7 +21,7 @@ from ..errors import ExistsError, FormatError, NoSpaceError, NotFoundError, Nvmt
 from . import sysio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -75,6 +75,9 @@ class Store(Protocol):
 
     def prepare_read(self, offset: int, length: int) -> None:
         """Map a page range of the view in one go before much of it is read; a hint."""
+
+    def iter_data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the stretches of the medium that may hold anything but zeros."""
 
     def close(self) -> None:
         """Release the mapping; stores that were not fenced may be lost."""
@@ -171,6 +174,10 @@ class FileStore:
         """Map a page range of the view in one go before much of it is read; a hint."""
         with suppress(OSError):  # kernels before 5.14 map page by page, as without the hint
             self._private.madvise(_MADV_POPULATE_READ, offset, length)
+
+    def iter_data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the stretches of the medium that may hold anything but zeros."""
+        return sysio.iter_data(self.fd, offset, length)
 
     def close(self) -> None:
         """Release the mapping; stores that were not fenced may be lost."""

@@ -98,6 +98,22 @@ def iter_extents(fd: int, offset: int, length: int, *, sync: bool = True) -> Ite
         offset = logical + size
 
 
+def iter_data(fd: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of the stretches of a byte range that may hold anything but zeros; all of it where that is not known."""
+    end = offset + length
+    while offset < end:
+        try:
+            first = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data behind here
+                yield offset, end - offset
+            return
+        behind = min(os.lseek(fd, first, os.SEEK_HOLE), end)
+        if first < end:
+            yield first, behind - first
+        offset = max(behind, first)
+
+
 def open_direct(fd: int, flags: int = os.O_WRONLY) -> int:
     """Open the file of a descriptor once more, past the page cache; -1 where that cannot be."""
     try:

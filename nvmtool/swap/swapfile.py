@@ -439,11 +439,13 @@ class SwapFile:
     def _taken_slots(self) -> NDArray[np.bool_]:
         """Return which slots frames name; raises DamagedError when that contradicts itself or the storage-block words."""
         taken, count = np.zeros(self.nslots, bool), 0
-        for first in range(0, self.nframes, _FRAMES_AT_ONCE):
-            states = self.states_of_range(first, min(first + _FRAMES_AT_ONCE, self.nframes))
-            slots = states[states >= 0]
-            taken[slots] = True
-            count += len(slots)
+        for word, nwords in self.journal.iter_written_words(self._frame_base, self.nframes):
+            first, behind = word - self._frame_base, word - self._frame_base + nwords
+            for start in range(first, behind, _FRAMES_AT_ONCE):
+                states = self.states_of_range(start, min(start + _FRAMES_AT_ONCE, behind))
+                slots = states[states >= 0]
+                taken[slots] = True
+                count += len(slots)
         by_block = taken.reshape(-1, self.slots_per_block).sum(axis=1)
         wrong = np.flatnonzero(by_block != np.maximum(self.used, 0))
         what = ""

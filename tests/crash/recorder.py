@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from nvmtool.media.store import Chunk
 
@@ -85,6 +85,10 @@ class MemoryStore:
 
     def prepare_read(self, offset: int, length: int) -> None:
         """Do nothing: memory needs no hint."""
+
+    def iter_data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the whole range."""
+        yield offset, length
 
     def close(self) -> None:
         """Release the memory."""

@@ -161,3 +161,38 @@ def test_after_a_failed_flush_the_handle_stays_dead(tmp_path: Path, monkeypatch:
             store.fence()
     with pytest.raises(StorageError, match="earlier flush failed"):
         store.fence()
+
+
+def test_written_words_are_those_on_the_medium_and_in_the_log_each_once(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        os.posix_fallocate(file.fileno(), 0, SIZE)  # storage that was never written holds no words
+    store = _store(path)
+    Journal.format(store, LOG[0])
+    store.fence()
+    journal = _open(path)
+    home = [50 * 512 + 3, 51 * 512, 90 * 512 + 511]
+    for index in home:
+        journal.set_word(index, 1)
+    journal.commit()
+    journal.checkpoint()
+    logged = [51 * 512 + 1, 70 * 512]
+    for index in logged:
+        journal.set_word(index, 2)
+    journal.commit()
+    reader = _open(path, writable=False)
+    first, count = 40 * 512 + 7, 60 * 512
+    stretches = list(reader.iter_written_words(first, count))
+    found = [index for start, length in stretches for index in range(start, start + length)]
+    assert len(found) == len(set(found))
+    assert {*home, *logged} <= set(found)
+    assert min(found) >= first
+    assert max(found) < first + count
+    assert all(reader.words[index] == 0 for index in set(range(first, first + count)) - set(found))
+
+
+def test_written_words_of_a_whole_range_are_all_where_the_file_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    _new(path)
+    assert sum(count for _, count in _open(path).iter_written_words(40 * 512, 512)) == 512

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, UsageError
+from nvmtool.media.pagefile import page_buffer
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.info import swap_info
@@ -259,3 +260,18 @@ def test_truncated_at_the_edge_of_each_structure_is_named(guest: Guest) -> None:
 
 def test_page_contents_of_the_tests_differ() -> None:
     assert len({page_of(frame, version) for frame in range(20) for version in range(20)}) == 400
+
+
+def test_opening_a_large_file_reads_only_frame_words_that_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "vm.swap"
+    create_swap(path, memory_bytes=256 << 30)  # 512 MiB of frame words
+    with SwapFile.open(path, writable=True) as swap:
+        swap.swap_out(np.array([5, swap.nframes - 1]), [row.data for row in page_buffer(2)])
+    code = (
+        "import sys, resource; from nvmtool.swap.swapfile import SwapFile\n"
+        "with SwapFile.open(sys.argv[1], writable=True) as swap:\n"
+        "    assert swap.used_slots == 2 and swap.state_of(swap.nframes - 1) >= 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 300
