@@ -25,7 +25,7 @@ IMAGE_MIB = 64
 SOURCES = ("/usr/share/doc", "/usr/lib/python3", "/usr/share")
 SNAPSHOTS = ("monday", "tuesday", "wednesday")
 MEMORY_MIB = 128
-SPARSE_SECONDS = 10
+SPARSE_SECONDS = 6
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 REPOSITORY = Path(__file__).resolve().parent.parent
 

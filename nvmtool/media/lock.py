@@ -6,6 +6,7 @@ Bytes far past any file's end serve our files (DESIGN 3.8):
 - `CHECKPOINT`: held shared by every reader for as long as it reads, and exclusively by the writer for the moments in which it
   moves logged changes home. Since blocks are reused only after that, a reader sees one state of the image, however long it takes.
 - `RESIZER`: held exclusively by the one process that changes a reservation's size, which takes WRITER for moments only.
+- `HELPER`: held shared by whoever writes pages for another process that has WRITER; a new writer waits until nobody holds it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..errors import BusyError
 WRITER = (1 << 62) + 0
 CHECKPOINT = (1 << 62) + 1
 RESIZER = (1 << 62) + 2
+HELPER = (1 << 62) + 3
 
 _OFD_GETLK = 36
 _OFD_SETLK = 37

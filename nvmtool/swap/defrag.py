@@ -6,7 +6,6 @@ least halves what is left, so that a VM that swaps for ever does not keep it for
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import BusyError, NvmtoolError, UsageError
-from ..media.imagefile import open_file
+from ..media.imagefile import close_file, open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
@@ -136,7 +135,7 @@ def _defragment_beside(path: Path, budgets: Mapping[str, Any]) -> DefragResult:
         finally:
             pages.close()
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 @dataclass

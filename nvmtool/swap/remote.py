@@ -161,8 +161,13 @@ class RemoteMover:
     """The helper's side: asks the VM's process what moves.Mover does here. Use it as a context manager."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        """Call the process that has the file of a descriptor open for writing; raises BusyError when it does not answer."""
+        """Call the process that has the file of a descriptor open for writing; raises BusyError when it does not answer.
+
+        Until the descriptor is closed no other process begins to write: copies that are on their way when the VM dies must not hit
+        the next one's pages.
+        """
         self._path = path
+        lock.lock(fd, path, lock.HELPER, exclusive=False, seconds=_ANSWER_SECONDS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_ANSWER_SECONDS)
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, RefusedError, UsageError
+from ..media import lock
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import distinct, runs
 from ..media.pagefile import PageFile
@@ -107,6 +108,8 @@ class SwapFile:
         try:
             fields = read_fields(path, fd)
             take_lock(fd, path, writable=writable)
+            if writable:
+                _outwait_helpers(fd, path)
             store = FileStore(path, fd, fields["data_start"] * lay.PAGE, writable=writable)
             pages = PageFile(path, fd, writable=writable)
             storage = _open_storage(path, fields, pages, reservation, writable=writable)
@@ -467,6 +470,12 @@ def read_fields(path: Path, fd: int) -> dict[str, Any]:
     if size < wanted:
         raise DamagedError(f"{path}: truncated: {size} bytes, the header says {wanted}")
     return fields
+
+
+def _outwait_helpers(fd: int, path: Path) -> None:
+    """Wait until nobody copies any more for a process that had the file before; raises BusyError."""
+    lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_HELPER_SECONDS)
+    lock.unlock(fd, lock.HELPER)
 
 
 def reservation_location(path: Path, fields: dict[str, Any], said: str | Path | None = None) -> Path:
