@@ -54,7 +54,7 @@ class Image:
             assert (self.folder / "out.raw").read_bytes() == self.contents[name], name
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_killed_commands_lose_nothing_and_finish_when_run_again(tmp_path: Path, seed: int) -> None:
     image = Image(tmp_path, seed)
     for command in (

@@ -71,3 +71,15 @@ def cloning_folder(request: pytest.FixtureRequest, mounted: dict[str, Path | str
 def overwriting_folder(request: pytest.FixtureRequest, mounted: dict[str, Path | str]) -> Generator[Path]:
     """An empty folder on each file system that overwrites in place, as btrfs does not: there a log in a full one cannot be written."""
     yield from _folder(mounted, request.param)
+
+
+@pytest.fixture(params=["xfs", "ext4"])
+def clone_or_allocate_folder(request: pytest.FixtureRequest, mounted: dict[str, Path | str]) -> Generator[Path]:
+    """An empty folder on a file system for each of the two ways in which blocks move."""
+    yield from _folder(mounted, request.param)
+
+
+@pytest.fixture
+def ext4_folder(mounted: dict[str, Path | str]) -> Generator[Path]:
+    """An empty folder on ext4."""
+    yield from _folder(mounted, "ext4")

@@ -23,7 +23,7 @@ from nvmtool.swap.reservationfile import ReservationFile
 from . import borrowing
 from .borrowing import BLOCK, Swap, make_swap_file, stored_bytes
 
-KILLS = int(os.environ.get("NVMTOOL_KILLS", "34"))
+KILLS = int(os.environ.get("NVMTOOL_KILLS", "12"))
 ROOT = Path(__file__).parents[2]
 
 

@@ -55,8 +55,15 @@ def storage(*paths: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in paths)
 
 
-@pytest.mark.parametrize("reserved", [True, False])
-def test_a_swap_file_is_defragmented_while_its_vm_runs_and_nothing_is_lost(folder: Path, reserved: bool) -> None:
+def test_a_swap_file_is_defragmented_while_its_vm_runs_and_nothing_is_lost(ext4_folder: Path) -> None:
+    run_and_defragment(ext4_folder, reserved=False)
+
+
+def test_so_is_one_with_a_reservation_on_each_file_system(folder: Path) -> None:
+    run_and_defragment(folder, reserved=True)
+
+
+def run_and_defragment(folder: Path, *, reserved: bool) -> None:
     path, pool, stamps = folder / "vm.vswp", folder / "pool.rsv", folder / "vm.stamps"
     backing = []
     if reserved:
@@ -93,7 +100,8 @@ def test_a_swap_file_is_defragmented_while_its_vm_runs_and_nothing_is_lost(folde
         assert nvmtool("reservation", "info", pool)["held_bytes"] == MEMORY
 
 
-def test_two_vms_on_one_reservation_defragmented_at_once_never_have_more_than_was_promised(folder: Path) -> None:
+def test_two_vms_on_one_reservation_defragmented_at_once_never_have_more_than_was_promised(clone_or_allocate_folder: Path) -> None:
+    folder = clone_or_allocate_folder
     pool = folder / "pool.rsv"
     nvmtool("reservation", "create", pool, "--size", 2 * MEMORY)
     paths = [folder / f"vm{number}.vswp" for number in (1, 2)]
