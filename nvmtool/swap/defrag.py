@@ -1,7 +1,7 @@
 """Defragmentation of a thin swap file (T4): the loop and the copying, beside a running VM or alone.
 
-A pass goes once through the page-frame space for the set of blocks that was chosen at its start. Another one follows only while each at
-least halves what is left, so that a VM that swaps for ever does not keep it for ever.
+A pass goes once through the page-frame space for the set of blocks that was chosen at its start. A few may follow, and then others only while
+each at least halves what is left, so that a VM that swaps for ever does not keep it for ever.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _JOBS_AT_ONCE = 128
 # Alone, several requests at the device at a time; beside a VM its faults come first.
 _ALONE_WORKERS = 4
 _BESIDE_WORKERS = 1
+# So many passes are made where blocks are left; then only while each at least halves them.
+_PASSES = 6
 # Beside a VM the helper rests so much longer than it works.
 _REST = 1.0
 
@@ -169,7 +171,7 @@ class Defragmenter:
                 with ThreadPoolExecutor(_BESIDE_WORKERS if self.live else _ALONE_WORKERS) as workers:
                     self._pass(optimal, workers)
                 left = self.moving.end()
-                if self._spent() or self._is_good(left) or 2 * _excess(left) > _excess(status):
+                if self._spent() or self._is_good(left) or (passes >= _PASSES and 2 * _excess(left) > _excess(status)):
                     break
                 status = self.moving.begin()
         except BaseException:  # an interrupt too: the other side may fill these blocks again

@@ -75,16 +75,19 @@ def run_and_defragment(folder: Path, *, reserved: bool) -> None:
     before = storage(*files)
     with running_vm(path, "--resident", "36M", "--workload", "uniform", "--stamps", stamps) as vm:
         wait_until_sparse(path)
-        result = nvmtool("defrag", path)
+        results = [nvmtool("defrag", path)]
+        while not results[-1]["complete"] and len(results) < 5:
+            results.append(nvmtool("defrag", path))
+        result = results[-1]
         assert vm.poll() is None
-        assert result["live"]
-        assert result["complete"], result
+        assert all(each["live"] for each in results)
+        assert result["complete"], results
         assert result["blocks_after"] - result["blocks_optimal"] <= 1
-        assert result["pages_moved"] > 0
+        assert results[0]["pages_moved"] > 0
         if reserved:  # what is released comes home: together they have what they had
             assert abs(before - storage(*files)) <= MIB
         else:
-            assert storage(*files) <= before - result["bytes_released"] + 4 * MIB
+            assert storage(*files) <= before - sum(each["bytes_released"] for each in results) + 4 * MIB
         assert (found := nvmtool("swap", "check", path))["clean"], found
         held = nvmtool("swap", "run", path, "--resident", "8M", "--ops", 1, code=6)
         assert str(vm.pid) in held["error"]
