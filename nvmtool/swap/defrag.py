@@ -1,7 +1,7 @@
 """Defragmentation of a thin swap file (T4): the loop and the copying, beside a running VM or alone.
 
-A pass goes once through the page-frame space for the set of blocks that was chosen at its start. A few may follow, and then others only while
-each at least halves what is left, so that a VM that swaps for ever does not keep it for ever.
+A pass goes once through the page-frame space for the set of blocks that was chosen at its start. A few may follow, and then others only
+while each at least halves what is left, so that a VM that swaps for ever does not keep it for ever.
 """
 
 from __future__ import annotations
