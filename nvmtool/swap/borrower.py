@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _NOWHERE = -1
+# A VM that must wait is better than one that ends: twice as long as a writer may wait for readers.
+_FAULT_WAIT_SECONDS = 120.0
 
 
 class Borrower:
@@ -141,17 +143,17 @@ class Borrower:
         """Say what is not said yet, unless others keep the reservation busy; the swap file's pages stay open."""
         try:
             if len(self._unsaid):
-                with suppress(BusyError, RefusedError), self._turn(self._unsaid):
+                with suppress(BusyError, RefusedError), self._turn(self._unsaid, patient=False):
                     self._say_lent()
         finally:
             self._file.close()
 
     @contextmanager
-    def _turn(self, blocks: Ints) -> Iterator[None]:
-        """Work on the reservation alone, with a map that is right for these storage blocks."""
+    def _turn(self, blocks: Ints, *, patient: bool = True) -> Iterator[None]:
+        """Work on the reservation alone, with a map that is right for these storage blocks; raises BusyError."""
         if not self._file.journal.writable:
             raise RefusedError(f"{self._file.path}: opened for reading")
-        with self._file.turn():
+        with self._file.turn(_FAULT_WAIT_SECONDS if patient else None):
             known = self._file.lenders.get(self._lender.number) if self._lender.number in self._file.lenders.numbers() else None
             if known is None or known.uuid != self._lender.uuid:
                 raise RefusedError(f"{self._file.path}: has forgotten {self._area.pages.path}")

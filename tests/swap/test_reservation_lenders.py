@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import uuid
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, RefusedError, UsageError
 from nvmtool.media import lock
+from nvmtool.swap import borrower, reservationfile
 from nvmtool.swap import layout as lay
-from nvmtool.swap import reservationfile
 from nvmtool.swap.lenders import Lender
 from nvmtool.swap.reservation import create_reservation, forget_lender, join, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
@@ -106,7 +107,7 @@ def test_a_reservation_that_is_gone_foreign_or_forgetful_is_named(reservation: P
 
 
 def test_a_busy_reservation_names_its_holder(reservation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservationfile, "_TURN_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(borrower, "_FAULT_WAIT_SECONDS", 0.05)
     swap_path = reservation.parent / "a.swap"
     make_swap_file(swap_path, reservation, 16, 8)
     swap = Swap(swap_path, reservation)
@@ -115,6 +116,22 @@ def test_a_busy_reservation_names_its_holder(reservation: Path, monkeypatch: pyt
         with pytest.raises(BusyError, match=r"pool\.rsv: in use by"):
             swap.borrow([1])
     swap.borrow([1])
+    swap.close()
+
+
+def test_a_vm_waits_longer_for_a_stopped_process_than_others_do(reservation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservationfile, "_TURN_WAIT_SECONDS", 0.05)
+    swap_path = reservation.parent / "a.swap"
+    make_swap_file(swap_path, reservation, 16, 8)
+    swap = Swap(swap_path, reservation)
+    with reservation.open("r+b") as file:
+        lock.lock(file.fileno(), reservation, lock.WRITER, exclusive=True, seconds=0)
+        with pytest.raises(BusyError, match=r"pool\.rsv: in use by"):
+            resize_reservation(reservation, 16 * BLOCK)
+        thread = threading.Timer(0.5, lock.unlock, [file.fileno(), lock.WRITER])
+        thread.start()
+        swap.borrow([1])
+        thread.join()
     swap.close()
 
 
