@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import pytest
 
 from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, RefusedError, UsageError
 from nvmtool.media import lock
+from nvmtool.media.imagefile import take_lock
 from nvmtool.swap import borrower, reservationfile
 from nvmtool.swap import layout as lay
+from nvmtool.swap.create import create_swap
+from nvmtool.swap.delete import delete_swap
 from nvmtool.swap.lenders import Lender
 from nvmtool.swap.reservation import create_reservation, forget_lender, join, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
 from nvmtool.swap.reservation_resize import resize_reservation
 from nvmtool.swap.reservationfile import ReservationFile
+from nvmtool.swap.swapfile import SwapFile
 
 from .borrowing import BLOCK, Swap, make_swap_file
 
@@ -133,6 +138,26 @@ def test_a_vm_waits_longer_for_a_stopped_process_than_others_do(reservation: Pat
         swap.borrow([1])
         thread.join()
     swap.close()
+
+
+def test_no_vm_begins_on_a_file_that_is_being_deleted(reservation: Path) -> None:
+    swap_path = reservation.parent / "a.swap"
+    create_swap(swap_path, memory_bytes=8 * BLOCK, reservation=reservation)
+    with reservation.open("r+b") as file, swap_path.open("r+b") as swap_file:
+        lock.lock(file.fileno(), reservation, lock.WRITER, exclusive=True, seconds=0)
+        thread = threading.Thread(target=delete_swap, args=[swap_path])
+        thread.start()
+        while not lock.is_held(swap_file.fileno(), lock.WRITER):
+            time.sleep(0.01)
+        time.sleep(0.1)  # it waits for the reservation now
+        with pytest.raises(BusyError, match=r"a\.swap: in use by"):
+            SwapFile.open(swap_path, writable=True)
+        lock.unlock(file.fileno(), lock.WRITER)
+        thread.join()
+        with pytest.raises(NotFoundError, match="was deleted just now"):
+            take_lock(swap_file.fileno(), swap_path, writable=True)
+    assert not swap_path.exists()
+    assert reservation_info(reservation)["promised_bytes"] == 0
 
 
 @pytest.mark.parametrize(
