@@ -62,7 +62,7 @@ def create_swap(
     try:
         _write_file(path, fields)
     except BaseException:  # an interrupt too must not leave a promise to nobody
-        leave(Path(reservation), fields["uuid"])
+        leave(Path(reservation), fields["uuid"], path)
         raise
 
 

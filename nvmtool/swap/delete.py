@@ -52,7 +52,7 @@ def _leave(path: Path, fields: dict[str, Any], said: str | Path | None) -> None:
     """Bring what was borrowed home."""
     where = reservation_location(path, fields, said)
     try:
-        leave(where, fields["uuid"])
+        leave(where, fields["uuid"], path)
     except NotFoundError:
         # An earlier call came so far; a reservation that is not there cannot have its blocks back.
         if not where.exists():

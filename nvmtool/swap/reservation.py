@@ -23,6 +23,7 @@ from ..text import human
 from . import layout as lay
 from .blockmove import BlockArea, write_zeros
 from .blockwords import held_words
+from .borrower import refuse_copy
 from .homecoming import forget
 from .reservationfile import ALLOCATE, BLOCK_MOVES, CLONE, ReservationFile
 from .swapside import SwapSide
@@ -93,17 +94,17 @@ def join(reservation_path: Path, swap_uuid: bytes, swap_path: Path, promise_bloc
         return file.uuid
 
 
-def leave(reservation_path: Path, swap_uuid: bytes) -> None:
+def leave(reservation_path: Path, swap_uuid: bytes, swap_path: Path) -> None:
     """Bring all blocks of a swap file home and forget it, whatever the swap file's words say; killed, the same call goes on.
 
-    The caller holds the swap file's WRITER lock where there is such a file. Raises NotFoundError, or NoSpaceError when the swap file
-    is gone and there is no storage for its blocks.
+    The caller holds the swap file's WRITER lock where there is such a file. Raises NotFoundError, RefusedError for a copy, or
+    NoSpaceError when the swap file is gone and there is no storage for its blocks.
     """
     with ReservationFile.open(reservation_path, writable=False) as file:
         lender = file.lenders.find(swap_uuid)
         if lender is None:
             raise NotFoundError(f"{reservation_path}: has promised nothing to a swap file with the uuid {uuid.UUID(bytes=swap_uuid)}")
-        swap_path = file.lenders.location(lender)
+        refuse_copy(file, lender, swap_path)
     with suppress(NotFoundError, FormatError, DamagedError), SwapSide.open(swap_path, swap_uuid, writable=True) as side:
         side.bring_in_order(reservation_path, file.uuid, np.zeros(side.nblocks, bool))
     with ReservationFile.open(reservation_path, writable=True) as file:

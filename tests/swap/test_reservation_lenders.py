@@ -51,9 +51,9 @@ def test_a_swap_file_joins_once_and_leaves_once(reservation: Path) -> None:
     join(reservation, swap, reservation.parent / "a.swap", 1)
     with pytest.raises(ExistsError, match=r"has promised blocks to .*a\.swap already"):
         join(reservation, swap, reservation.parent / "a.swap", 1)
-    leave(reservation, swap)
+    leave(reservation, swap, reservation.parent / "a.swap")
     with pytest.raises(NotFoundError, match="has promised nothing"):
-        leave(reservation, swap)
+        leave(reservation, swap, reservation.parent / "a.swap")
     assert check_reservation(reservation).clean
 
 
@@ -106,7 +106,7 @@ def test_a_reservation_that_is_gone_foreign_or_forgetful_is_named(reservation: P
         Swap(path, other)
     with pytest.raises(FormatError, match=r"a\.swap: not a reservation file, but a swap file"):
         Swap(path, path)
-    leave(reservation, swap_uuid)
+    leave(reservation, swap_uuid, path)
     with pytest.raises(RefusedError, match=r"pool\.rsv: does not know .*a\.swap"):
         Swap(path, reservation)
 
@@ -138,6 +138,25 @@ def test_a_vm_waits_longer_for_a_stopped_process_than_others_do(reservation: Pat
         swap.borrow([1])
         thread.join()
     swap.close()
+
+
+def test_a_copy_of_a_swap_file_neither_borrows_nor_takes_anything_from_the_original(reservation: Path) -> None:
+    path, copy = reservation.parent / "a.swap", reservation.parent / "copy.swap"
+    make_swap_file(path, reservation, 16, 8)
+    swap = Swap(path, reservation)
+    swap.borrow([1, 2])
+    shutil.copy(path, copy)
+    with pytest.raises(RefusedError, match=r"copy\.swap: has the uuid of .*a\.swap, which borrows .* one of them is a copy"):
+        Swap(copy, reservation)
+    with pytest.raises(RefusedError, match="one of them is a copy"):
+        delete_swap(copy)
+    assert reservation_info(reservation)["lent_bytes"] == 2 * BLOCK
+    swap.borrow([3])
+    swap.close()
+    assert check_reservation(reservation).findings == []
+    path.unlink()
+    Swap(copy, reservation).close()
+    assert check_reservation(reservation).findings == []
 
 
 def test_no_vm_begins_on_a_file_that_is_being_deleted(reservation: Path) -> None:
