@@ -120,12 +120,13 @@ def forget_lender(reservation_path: str | Path, swap_path: str | Path, *, dry_ru
     path, swap_path = Path(reservation_path), Path(swap_path)
     with ReservationFile.open(path, writable=not dry_run) as file:
         stored = file.lenders.stored_path(swap_path)
-        found = [lender for lender in file.lenders if lender.stored_path == stored]
-        if not found:
+        known = [lender for lender in file.lenders if lender.stored_path == stored]
+        if not known:
             raise NotFoundError(f"{path}: has promised nothing to {swap_path}")
-        for lender in found:
-            if _is_there(file, lender):
-                raise RefusedError(f"{swap_path}: is there still; delete it first, then {path} has its blocks again")
+        # Another swap file may have been created where one was removed.
+        found = [lender for lender in known if not _is_there(file, lender)]
+        if not found:
+            raise RefusedError(f"{swap_path}: is there still; delete it first, then {path} has its blocks again")
         fates = file.words.get_all(file.nblocks)
         blocks = sum(int(np.count_nonzero(fates.of(lender.number))) for lender in found)
         for lender in [] if dry_run else found:

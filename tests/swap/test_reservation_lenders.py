@@ -159,6 +159,17 @@ def test_a_copy_of_a_swap_file_neither_borrows_nor_takes_anything_from_the_origi
     assert check_reservation(reservation).findings == []
 
 
+def test_a_removed_swap_file_is_forgotten_though_a_new_one_has_its_name(reservation: Path) -> None:
+    path = reservation.parent / "a.swap"
+    create_swap(path, memory_bytes=4 * BLOCK, reservation=reservation)
+    path.unlink()
+    create_swap(path, memory_bytes=8 * BLOCK, reservation=reservation)
+    forget_lender(reservation, path)
+    assert [each["promise_bytes"] for each in reservation_info(reservation)["lent_to"]] == [8 * BLOCK]
+    with pytest.raises(RefusedError, match="is there still"):
+        forget_lender(reservation, path)
+
+
 def test_no_vm_begins_on_a_file_that_is_being_deleted(reservation: Path) -> None:
     swap_path = reservation.parent / "a.swap"
     create_swap(swap_path, memory_bytes=8 * BLOCK, reservation=reservation)
