@@ -170,6 +170,24 @@ def test_a_removed_swap_file_is_forgotten_though_a_new_one_has_its_name(reservat
         forget_lender(reservation, path)
 
 
+def test_repairs_beside_create_leave_no_swap_file_without_its_promise(reservation: Path) -> None:
+    done = threading.Event()
+
+    def repair() -> None:
+        while not done.is_set():
+            check_reservation(reservation, repair=True)
+
+    thread = threading.Thread(target=repair)
+    thread.start()
+    try:
+        for number in range(20):
+            create_swap(reservation.parent / f"{number}.swap", memory_bytes=BLOCK, reservation=reservation)
+    finally:
+        done.set()
+        thread.join()
+    assert reservation_info(reservation)["promised_bytes"] == 20 * BLOCK
+
+
 def test_no_vm_begins_on_a_file_that_is_being_deleted(reservation: Path) -> None:
     swap_path = reservation.parent / "a.swap"
     create_swap(swap_path, memory_bytes=8 * BLOCK, reservation=reservation)
