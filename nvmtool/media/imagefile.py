@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import StorageError
+from ..errors import NotFoundError, StorageError
 from . import lock
 from .journal import Journal
 from .store import translated
@@ -76,9 +76,11 @@ def open_file(path: Path, *, writable: bool) -> int:
 
 
 def take_lock(fd: int, path: Path, *, writable: bool, seconds: float = _WRITER_WAIT_SECONDS) -> None:
-    """Take a writer's or a reader's place at a file; raises BusyError."""
+    """Take a writer's or a reader's place at a file; raises BusyError, or NotFoundError when it was deleted meanwhile."""
     if writable:
         lock.lock(fd, path, lock.WRITER, exclusive=True, seconds=seconds)
+        if os.fstat(fd).st_nlink == 0:
+            raise NotFoundError(f"{path}: was deleted just now")
     else:
         lock.lock(fd, path, lock.CHECKPOINT, exclusive=False, seconds=_READER_WAIT_SECONDS)
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from ..errors import BusyError, DamagedError, FormatError, NotFoundError, NvmtoolError, RefusedError
 from ..media import word
+from ..media.imagefile import open_file
 from ..media.journal import runs
 from ..text import human
 from .blockmove import BlockArea, BlockMover
+from .layout import SWAP_FORMAT
 from .reservationfile import ReservationFile
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _NOWHERE = -1
+# A VM that must wait is better than one that ends: twice as long as a writer may wait for readers.
+_FAULT_WAIT_SECONDS = 120.0
 
 
 class Borrower:
@@ -67,7 +71,8 @@ class Borrower:
     ) -> Borrower:
         """Open a reservation on behalf of a swap file, and note where the swap file is now if it may be written.
 
-        Raises NotFoundError, FormatError for another reservation, RefusedError when it does not know the swap file, BusyError.
+        Raises NotFoundError, FormatError for another reservation, BusyError, or RefusedError for a copy of a swap file that is still where
+        the reservation knows it, and for one that it does not know.
         """
         try:
             file = ReservationFile.open(path, writable=writable)
@@ -141,17 +146,17 @@ class Borrower:
         """Say what is not said yet, unless others keep the reservation busy; the swap file's pages stay open."""
         try:
             if len(self._unsaid):
-                with suppress(BusyError, RefusedError), self._turn(self._unsaid):
+                with suppress(BusyError, RefusedError), self._turn(self._unsaid, patient=False):
                     self._say_lent()
         finally:
             self._file.close()
 
     @contextmanager
-    def _turn(self, blocks: Ints) -> Iterator[None]:
-        """Work on the reservation alone, with a map that is right for these storage blocks."""
+    def _turn(self, blocks: Ints, *, patient: bool = True) -> Iterator[None]:
+        """Work on the reservation alone, with a map that is right for these storage blocks; raises BusyError."""
         if not self._file.journal.writable:
             raise RefusedError(f"{self._file.path}: opened for reading")
-        with self._file.turn():
+        with self._file.turn(_FAULT_WAIT_SECONDS if patient else None):
             known = self._file.lenders.get(self._lender.number) if self._lender.number in self._file.lenders.numbers() else None
             if known is None or known.uuid != self._lender.uuid:
                 raise RefusedError(f"{self._file.path}: has forgotten {self._area.pages.path}")
@@ -277,7 +282,32 @@ def _note_place(file: ReservationFile, lender: Lender, swap_path: Path) -> Lende
     stored = file.lenders.stored_path(swap_path)
     if stored == lender.stored_path:
         return lender
+    refuse_copy(file, lender, swap_path)
     moved = replace(lender, stored_path=stored)
     with file.transaction():
         file.lenders.store(moved)
     return moved
+
+
+def refuse_copy(file: ReservationFile, lender: Lender, swap_path: Path) -> None:
+    """Raise RefusedError while the file at the known place is this swap file too: one promise cannot serve two."""
+    known = file.lenders.location(lender)
+    try:
+        other = open_file(known, writable=False)
+    except NvmtoolError:
+        return
+    try:
+        is_copy = not _is_open_file(swap_path, other) and SWAP_FORMAT.read(known, other)["uuid"] == lender.uuid
+    except NvmtoolError:
+        return
+    finally:
+        os.close(other)
+    if is_copy:
+        raise RefusedError(f"{swap_path}: has the uuid of {known}, which borrows from {file.path} already; one of them is a copy")
+
+
+def _is_open_file(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError:
+        return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExistsError, UsageError
+from ..errors import ExistsError, NvmtoolError, UsageError
 from ..media.header import COPIES
 from ..media.journal import Journal
-from ..media.newfile import NewFile
+from ..media.newfile import NewFile, remove_file
 from ..media.root import ROOT_BLOCK, new_root_block
 from ..media.store import FileStore, translated
 from . import layout as lay
@@ -62,7 +63,18 @@ def create_swap(
     try:
         _write_file(path, fields)
     except BaseException:  # an interrupt too must not leave a promise to nobody
-        leave(Path(reservation), fields["uuid"])
+        leave(Path(reservation), fields["uuid"], path)
+        raise
+    _promise_again(path, fields["uuid"], Path(reservation), promise_blocks)
+
+
+def _promise_again(path: Path, swap_uuid: bytes, reservation: Path, promise_blocks: int) -> None:
+    """Renew the promise when a repair took it back because the file was not there yet; from now on it is."""
+    try:
+        with suppress(ExistsError):
+            join(reservation, swap_uuid, path, promise_blocks)
+    except NvmtoolError:
+        remove_file(path)
         raise
 
 

@@ -38,20 +38,21 @@ def delete_swap(path: str | Path, *, reservation: str | Path | None = None, dry_
             raise BusyError(f"{path}: in use by {lock.holder(path, lock.WRITER)}")
         take_lock(fd, path, writable=not dry_run)
         result = DeleteResult(os.fstat(fd).st_blocks * 512, fields["reservation_path"] or None)
+        if not dry_run:
+            # Under the lock to the end: no VM may begin on a file whose blocks are going home.
+            if any(fields["reservation_uuid"]):
+                _leave(path, fields, reservation)
+            remove_file(path)
     finally:
         close_file(fd)
-    if not dry_run:
-        if any(fields["reservation_uuid"]):
-            _leave(path, fields, reservation)
-        remove_file(path)
     return result
 
 
 def _leave(path: Path, fields: dict[str, Any], said: str | Path | None) -> None:
-    """Bring what was borrowed home; that takes the writer's place at the file itself."""
+    """Bring what was borrowed home."""
     where = reservation_location(path, fields, said)
     try:
-        leave(where, fields["uuid"])
+        leave(where, fields["uuid"], path)
     except NotFoundError:
         # An earlier call came so far; a reservation that is not there cannot have its blocks back.
         if not where.exists():

@@ -23,6 +23,7 @@ from ..text import human
 from . import layout as lay
 from .blockmove import BlockArea, write_zeros
 from .blockwords import held_words
+from .borrower import refuse_copy
 from .homecoming import forget
 from .reservationfile import ALLOCATE, BLOCK_MOVES, CLONE, ReservationFile
 from .swapside import SwapSide
@@ -93,17 +94,17 @@ def join(reservation_path: Path, swap_uuid: bytes, swap_path: Path, promise_bloc
         return file.uuid
 
 
-def leave(reservation_path: Path, swap_uuid: bytes) -> None:
+def leave(reservation_path: Path, swap_uuid: bytes, swap_path: Path) -> None:
     """Bring all blocks of a swap file home and forget it, whatever the swap file's words say; killed, the same call goes on.
 
-    The caller holds the swap file's WRITER lock where there is such a file. Raises NotFoundError, or NoSpaceError when the swap file
-    is gone and there is no storage for its blocks.
+    The caller holds the swap file's WRITER lock where there is such a file. Raises NotFoundError, RefusedError for a copy, or
+    NoSpaceError when the swap file is gone and there is no storage for its blocks.
     """
     with ReservationFile.open(reservation_path, writable=False) as file:
         lender = file.lenders.find(swap_uuid)
         if lender is None:
             raise NotFoundError(f"{reservation_path}: has promised nothing to a swap file with the uuid {uuid.UUID(bytes=swap_uuid)}")
-        swap_path = file.lenders.location(lender)
+        refuse_copy(file, lender, swap_path)
     with suppress(NotFoundError, FormatError, DamagedError), SwapSide.open(swap_path, swap_uuid, writable=True) as side:
         side.bring_in_order(reservation_path, file.uuid, np.zeros(side.nblocks, bool))
     with ReservationFile.open(reservation_path, writable=True) as file:
@@ -119,12 +120,13 @@ def forget_lender(reservation_path: str | Path, swap_path: str | Path, *, dry_ru
     path, swap_path = Path(reservation_path), Path(swap_path)
     with ReservationFile.open(path, writable=not dry_run) as file:
         stored = file.lenders.stored_path(swap_path)
-        found = [lender for lender in file.lenders if lender.stored_path == stored]
-        if not found:
+        known = [lender for lender in file.lenders if lender.stored_path == stored]
+        if not known:
             raise NotFoundError(f"{path}: has promised nothing to {swap_path}")
-        for lender in found:
-            if _is_there(file, lender):
-                raise RefusedError(f"{swap_path}: is there still; delete it first, then {path} has its blocks again")
+        # Another swap file may have been created where one was removed.
+        found = [lender for lender in known if not _is_there(file, lender)]
+        if not found:
+            raise RefusedError(f"{swap_path}: is there still; delete it first, then {path} has its blocks again")
         fates = file.words.get_all(file.nblocks)
         blocks = sum(int(np.count_nonzero(fates.of(lender.number))) for lender in found)
         for lender in [] if dry_run else found:

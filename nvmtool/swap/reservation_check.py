@@ -7,6 +7,7 @@ blocks is no finding; of a swap file without a VM everything must agree.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +149,9 @@ def _check_lender(survey: Survey, lender: Lender, fates: Fates) -> None:
     try:
         side = SwapSide.open(path, lender.uuid, writable=False)
     except NotFoundError as error:
+        if (moved := _moved_to(path, lender.uuid)) is not None:
+            survey.find("error", "swap file", where, f"{path}: is {moved} now; open it there once: swap check --repair, or swap run")
+            return
         gone = _is_gone(survey.file, path)
         survey.find("error", "swap file", where, f"{error}" + ("" if gone else "; if it is deleted: reservation forget"), fixable=gone)
         survey.gone += [lender] if gone else []
@@ -229,6 +233,18 @@ def _is_gone(file: ReservationFile, path: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
     return folder.stat().st_dev == os.fstat(file.fd).st_dev
+
+
+def _moved_to(path: Path, swap_uuid: bytes) -> Path | None:
+    """Return where a swap file is that was renamed within its folder, perhaps under a running VM."""
+    if not path.parent.is_dir():
+        return None
+    for other in sorted(path.parent.iterdir()):
+        with suppress(NvmtoolError, OSError):
+            if other.is_file():
+                SwapSide.open(other, swap_uuid, writable=False).close()
+                return other
+    return None
 
 
 def _settle(file: ReservationFile, lender: Lender) -> None:

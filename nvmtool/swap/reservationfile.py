@@ -115,9 +115,10 @@ class ReservationFile:
         return self.data_offset + nblocks * self.block_bytes
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Be the one writer inside, with what others committed in view; raises BusyError after ten seconds."""
-        lock.lock(self.fd, self.path, lock.WRITER, exclusive=True, seconds=_TURN_WAIT_SECONDS)
+    def turn(self, seconds: float | None = None) -> Iterator[None]:
+        """Be the one writer inside, with what others committed in view; raises BusyError after ten seconds, or as many as said."""
+        patience = _TURN_WAIT_SECONDS if seconds is None else seconds
+        lock.lock(self.fd, self.path, lock.WRITER, exclusive=True, seconds=patience)
         try:
             self.journal.reload()
             yield

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DamagedError, NotFoundError
-from ..media import lock, word
+from ..media import lock
 from ..media.imagefile import close_file, open_file, take_lock
 from ..media.journal import Journal
 from ..media.pagefile import PageFile
 from ..media.store import open_store
 from . import layout as lay
 from .borrower import Borrower
+from .frames import storage_states
 
 
 class SwapSide:
@@ -56,23 +57,18 @@ class SwapSide:
         return lock.try_lock(self._fd, lock.WRITER, exclusive=exclusive)
 
     def occupied(self) -> NDArray[np.bool_]:
-        """Return of each storage block whether it is present, as the last committed transaction says; raises DamagedError."""
+        """Return of each storage block whether it holds pages, as the last committed transaction says; raises DamagedError."""
         take_lock(self._fd, self.path, writable=False)
         try:
             store = open_store(self.path, self._fd, self.data_offset, writable=False)
             journal = Journal(store, self._fields["log_start"], self._fields["log_blocks"], writable=False)
-            at = self._fields["storage_start"] * lay.WORDS_PER_PAGE + np.arange(self.nblocks)
-            words = journal.array[at]
-            present = np.flatnonzero(words)
-            places = word.places_array(lay.STORAGE_PLACE, 0, present)
-            offsets = (at[present] * 8).astype(np.uint64)
-            payloads = word.unseal_array(words[present], places, f"{self.path}: word of a storage block", offsets)
+            base = self._fields["storage_start"] * lay.WORDS_PER_PAGE
+            used = storage_states(journal.array[base : base + self.nblocks], self._fields["slots_per_block"], base * 8)
             store.close()
         finally:
             lock.unlock(self._fd, lock.CHECKPOINT)
-        if (payloads >> np.uint64(word.VALUE_BITS) != word.STORAGE).any():
-            raise DamagedError(f"{self.path}: words of storage blocks are of another kind; see what check finds")
-        occupied: NDArray[np.bool_] = words != 0
+        # One that counts no page is being given back: its storage may be gone already.
+        occupied: NDArray[np.bool_] = used > 0
         return occupied
 
     def bring_in_order(self, reservation_path: Path, reservation_uuid: bytes, occupied: NDArray[np.bool_]) -> None:

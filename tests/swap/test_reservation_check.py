@@ -50,6 +50,16 @@ def pool(folder: Path) -> Pool:
     return Pool(folder)
 
 
+def test_a_renamed_swap_file_is_not_taken_for_gone(pool: Pool) -> None:
+    renamed = pool.swap_path.rename(pool.swap_path.with_name("b.swap"))
+    result = check_reservation(pool.path, repair=True)
+    assert not result.clean
+    assert result.repaired == 0
+    assert f"is {renamed} now" in result.findings[0].what
+    Swap(renamed, pool.path).close()
+    assert check_reservation(pool.path).clean
+
+
 def test_a_block_lent_twice_is_an_error_that_nobody_can_mend(pool: Pool) -> None:
     pool.put(20, word.LENT, storage=3)
     found = pool.found()

@@ -15,13 +15,16 @@ import pytest
 
 from nvmtool.errors import StorageError
 from nvmtool.media import word
+from nvmtool.media.pagefile import page_buffer
+from nvmtool.swap.create import create_swap
 from nvmtool.swap.reservation import create_reservation, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
 from nvmtool.swap.reservation_resize import resize_reservation
 from nvmtool.swap.reservationfile import ReservationFile
+from nvmtool.swap.swapfile import SwapFile
 
 from . import borrowing
-from .borrowing import BLOCK, Swap, make_swap_file, stored_bytes
+from .borrowing import BLOCK, SLOTS, Swap, make_swap_file, stored_bytes
 
 KILLS = int(os.environ.get("NVMTOOL_KILLS", "12"))
 ROOT = Path(__file__).parents[2]
@@ -167,6 +170,38 @@ def test_cut_off_before_each_store_everything_is_whole(folder: Path, operation: 
             resize_reservation(reservation, 24 * BLOCK)
         result = check_reservation(reservation)
         assert result.findings == [], step
+        if done:
+            return
+    raise AssertionError("the operation never ended")
+
+
+def test_cut_off_while_an_emptied_block_goes_back_repair_keeps_its_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reservation, path = folder / "pool.rsv", folder / "vm.swap"
+    create_reservation(reservation, 12 * BLOCK, BLOCK)
+    create_swap(path, memory_bytes=8 * BLOCK, reservation=reservation)
+    with ReservationFile.open(reservation, writable=False) as file:
+        offset = file.data_offset
+    pages = page_buffer(4 * SLOTS)
+    pages[:] = 7
+    frames = np.arange(4 * SLOTS)
+    for step in range(60):
+        done = True
+        swap = SwapFile.open(path, writable=True)
+        missing = frames[swap.states(frames) < 0]
+        swap.swap_out(missing, [pages[frame].data for frame in missing.tolist()])
+        with monkeypatch.context() as patched:
+            _cut_off_at(patched, step)
+            try:
+                swap.forget(frames[: 2 * SLOTS])
+                swap.commit()
+            except _Killed:
+                done = False
+            swap.storage._file.close()  # type: ignore[attr-defined]  # as a kill would
+            swap.pages.close()
+            swap._file.close()
+        assert check_reservation(reservation, repair=True).clean, step
+        assert stored_bytes(reservation, offset) + stored_bytes(path, swap.data_offset) == 12 * BLOCK, step
+        assert check_reservation(reservation).findings == [], step
         if done:
             return
     raise AssertionError("the operation never ended")

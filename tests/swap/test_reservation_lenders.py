@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -11,13 +13,17 @@ import pytest
 
 from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, RefusedError, UsageError
 from nvmtool.media import lock
+from nvmtool.media.imagefile import take_lock
+from nvmtool.swap import borrower, reservationfile
 from nvmtool.swap import layout as lay
-from nvmtool.swap import reservationfile
+from nvmtool.swap.create import create_swap
+from nvmtool.swap.delete import delete_swap
 from nvmtool.swap.lenders import Lender
 from nvmtool.swap.reservation import create_reservation, forget_lender, join, leave, reservation_info
 from nvmtool.swap.reservation_check import check_reservation
 from nvmtool.swap.reservation_resize import resize_reservation
 from nvmtool.swap.reservationfile import ReservationFile
+from nvmtool.swap.swapfile import SwapFile
 
 from .borrowing import BLOCK, Swap, make_swap_file
 
@@ -45,9 +51,9 @@ def test_a_swap_file_joins_once_and_leaves_once(reservation: Path) -> None:
     join(reservation, swap, reservation.parent / "a.swap", 1)
     with pytest.raises(ExistsError, match=r"has promised blocks to .*a\.swap already"):
         join(reservation, swap, reservation.parent / "a.swap", 1)
-    leave(reservation, swap)
+    leave(reservation, swap, reservation.parent / "a.swap")
     with pytest.raises(NotFoundError, match="has promised nothing"):
-        leave(reservation, swap)
+        leave(reservation, swap, reservation.parent / "a.swap")
     assert check_reservation(reservation).clean
 
 
@@ -100,13 +106,13 @@ def test_a_reservation_that_is_gone_foreign_or_forgetful_is_named(reservation: P
         Swap(path, other)
     with pytest.raises(FormatError, match=r"a\.swap: not a reservation file, but a swap file"):
         Swap(path, path)
-    leave(reservation, swap_uuid)
+    leave(reservation, swap_uuid, path)
     with pytest.raises(RefusedError, match=r"pool\.rsv: does not know .*a\.swap"):
         Swap(path, reservation)
 
 
 def test_a_busy_reservation_names_its_holder(reservation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservationfile, "_TURN_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(borrower, "_FAULT_WAIT_SECONDS", 0.05)
     swap_path = reservation.parent / "a.swap"
     make_swap_file(swap_path, reservation, 16, 8)
     swap = Swap(swap_path, reservation)
@@ -116,6 +122,90 @@ def test_a_busy_reservation_names_its_holder(reservation: Path, monkeypatch: pyt
             swap.borrow([1])
     swap.borrow([1])
     swap.close()
+
+
+def test_a_vm_waits_longer_for_a_stopped_process_than_others_do(reservation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservationfile, "_TURN_WAIT_SECONDS", 0.05)
+    swap_path = reservation.parent / "a.swap"
+    make_swap_file(swap_path, reservation, 16, 8)
+    swap = Swap(swap_path, reservation)
+    with reservation.open("r+b") as file:
+        lock.lock(file.fileno(), reservation, lock.WRITER, exclusive=True, seconds=0)
+        with pytest.raises(BusyError, match=r"pool\.rsv: in use by"):
+            resize_reservation(reservation, 16 * BLOCK)
+        thread = threading.Timer(0.5, lock.unlock, [file.fileno(), lock.WRITER])
+        thread.start()
+        swap.borrow([1])
+        thread.join()
+    swap.close()
+
+
+def test_a_copy_of_a_swap_file_neither_borrows_nor_takes_anything_from_the_original(reservation: Path) -> None:
+    path, copy = reservation.parent / "a.swap", reservation.parent / "copy.swap"
+    make_swap_file(path, reservation, 16, 8)
+    swap = Swap(path, reservation)
+    swap.borrow([1, 2])
+    shutil.copy(path, copy)
+    with pytest.raises(RefusedError, match=r"copy\.swap: has the uuid of .*a\.swap, which borrows .* one of them is a copy"):
+        Swap(copy, reservation)
+    with pytest.raises(RefusedError, match="one of them is a copy"):
+        delete_swap(copy)
+    assert reservation_info(reservation)["lent_bytes"] == 2 * BLOCK
+    swap.borrow([3])
+    swap.close()
+    assert check_reservation(reservation).findings == []
+    path.unlink()
+    Swap(copy, reservation).close()
+    assert check_reservation(reservation).findings == []
+
+
+def test_a_removed_swap_file_is_forgotten_though_a_new_one_has_its_name(reservation: Path) -> None:
+    path = reservation.parent / "a.swap"
+    create_swap(path, memory_bytes=4 * BLOCK, reservation=reservation)
+    path.unlink()
+    create_swap(path, memory_bytes=8 * BLOCK, reservation=reservation)
+    forget_lender(reservation, path)
+    assert [each["promise_bytes"] for each in reservation_info(reservation)["lent_to"]] == [8 * BLOCK]
+    with pytest.raises(RefusedError, match="is there still"):
+        forget_lender(reservation, path)
+
+
+def test_repairs_beside_create_leave_no_swap_file_without_its_promise(reservation: Path) -> None:
+    done = threading.Event()
+
+    def repair() -> None:
+        while not done.is_set():
+            check_reservation(reservation, repair=True)
+
+    thread = threading.Thread(target=repair)
+    thread.start()
+    try:
+        for number in range(20):
+            create_swap(reservation.parent / f"{number}.swap", memory_bytes=BLOCK, reservation=reservation)
+    finally:
+        done.set()
+        thread.join()
+    assert reservation_info(reservation)["promised_bytes"] == 20 * BLOCK
+
+
+def test_no_vm_begins_on_a_file_that_is_being_deleted(reservation: Path) -> None:
+    swap_path = reservation.parent / "a.swap"
+    create_swap(swap_path, memory_bytes=8 * BLOCK, reservation=reservation)
+    with reservation.open("r+b") as file, swap_path.open("r+b") as swap_file:
+        lock.lock(file.fileno(), reservation, lock.WRITER, exclusive=True, seconds=0)
+        thread = threading.Thread(target=delete_swap, args=[swap_path])
+        thread.start()
+        while not lock.is_held(swap_file.fileno(), lock.WRITER):
+            time.sleep(0.01)
+        time.sleep(0.1)  # it waits for the reservation now
+        with pytest.raises(BusyError, match=r"a\.swap: in use by"):
+            SwapFile.open(swap_path, writable=True)
+        lock.unlock(file.fileno(), lock.WRITER)
+        thread.join()
+        with pytest.raises(NotFoundError, match="was deleted just now"):
+            take_lock(swap_file.fileno(), swap_path, writable=True)
+    assert not swap_path.exists()
+    assert reservation_info(reservation)["promised_bytes"] == 0
 
 
 @pytest.mark.parametrize(

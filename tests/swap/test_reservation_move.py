@@ -148,7 +148,7 @@ def test_leaving_brings_every_block_home(folder: Path) -> None:
     pair.swap.borrow(list(range(20)))
     data = pair.data_bytes()
     pair.swap.borrower.close()
-    leave(pair.reservation, pair.uuid)
+    leave(pair.reservation, pair.uuid, pair.path)
     assert pair.data_bytes() == data == stored_bytes(pair.reservation, pair.reserved_offset)
     facts = reservation_info(pair.reservation)
     assert (facts["held_bytes"], facts["promised_bytes"], facts["lent_to"]) == (64 * BLOCK, 0, [])
