@@ -90,4 +90,5 @@ def close_file(fd: int) -> None:
         lock.unlock(fd, lock.WRITER)
         lock.unlock(fd, lock.CHECKPOINT)
         lock.unlock(fd, lock.RESIZER)
+        lock.unlock(fd, lock.HELPER)
     os.close(fd)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, RefusedError, UsageError
+from ..media import lock
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import distinct, runs
 from ..media.pagefile import PageFile
@@ -105,6 +106,8 @@ class SwapFile:
         try:
             fields = read_fields(path, fd)
             take_lock(fd, path, writable=writable)
+            if writable:
+                _wait_for_helper(fd, path)
             store = FileStore(path, fd, fields["data_start"] * lay.PAGE, writable=writable)
             pages = PageFile(path, fd, writable=writable)
             storage = _open_storage(path, fields, pages, reservation, writable=writable)
@@ -290,12 +293,14 @@ class SwapFile:
     def close(self, *, commit: bool = True) -> None:
         """Close the file, with its log empty unless readers are still there."""
         try:
-            if self.service is not None:
-                self.service.close()
+            copying = self.service is not None and not self.service.close(_HELPER_SECONDS, commit=commit)
             if self.writable and commit:
+                if copying:  # a copy that comes late may bring storage: the next process is to look for it
+                    self._begin_work()
                 self.commit()
                 self.commit()  # the words of what the first one gave back
-                self._rest()
+                if not copying:
+                    self._rest()
         finally:
             self.storage.close()
             self.pages.close()
@@ -442,6 +447,12 @@ class SwapFile:
         if what:
             raise DamagedError(f"{self.path}: {what}; nvmtool swap check tells all")
         return taken
+
+
+def _wait_for_helper(fd: int, path: Path) -> None:
+    """Let a helper of the writer before this one copy what it has begun; raises BusyError that names it."""
+    lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_HELPER_SECONDS)
+    lock.unlock(fd, lock.HELPER)
 
 
 def read_fields(path: Path, fd: int) -> dict[str, Any]:
