@@ -67,7 +67,8 @@ class ImageFile:
 def open_file(path: Path, *, writable: bool) -> int:
     """Return a descriptor of a regular file or block device; raises NotFoundError or StorageError."""
     with translated(path):
-        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        # A pipe must not make it wait for somebody at the other end.
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         os.close(fd)

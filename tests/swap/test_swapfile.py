@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, UsageError
+from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, StorageError, UsageError
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.info import swap_info
@@ -259,3 +259,10 @@ def test_truncated_at_the_edge_of_each_structure_is_named(guest: Guest) -> None:
 
 def test_page_contents_of_the_tests_differ() -> None:
     assert len({page_of(frame, version) for frame in range(20) for version in range(20)}) == 400
+
+
+def test_a_pipe_is_refused_at_once_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for writable in (False, True):
+        with pytest.raises(StorageError, match="pipe: neither a regular file nor a block device"):
+            SwapFile.open(tmp_path / "pipe", writable=writable)
