@@ -10,6 +10,7 @@ Killed anywhere: each frame is in its slot with the contents that were swapped o
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from contextlib import suppress
@@ -265,7 +266,11 @@ class SwapFile:
         self.slots.freed.extend(sources.tolist())
 
     def serve(self) -> None:
-        """Let defragmenters in other processes ask this one; `poll` answers them."""
+        """Be a VM: let defragmenters in other processes ask this one; `poll` answers them.
+
+        Readers that hold up the log are waited for as long as they stay, for a VM that ends loses what it has in memory.
+        """
+        self._file.reader_patience = math.inf
         self.service = Service(self)
 
     def poll(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -266,3 +267,20 @@ def test_a_pipe_is_refused_at_once_and_not_waited_for(tmp_path: Path) -> None:
     for writable in (False, True):
         with pytest.raises(StorageError, match="pipe: neither a regular file nor a block device"):
             SwapFile.open(tmp_path / "pipe", writable=writable)
+
+
+def test_a_vm_waits_for_a_reader_that_holds_up_the_log(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "vm.swap", frames=4096)
+    guest.swap.serve()
+    reader = SwapFile.open(guest.path)
+    leaving = threading.Timer(1.0, reader.close)
+    leaving.start()
+    rounds = 0
+    while leaving.is_alive():
+        guest.out(range(2048))
+        guest.bring_in(range(2048))
+        rounds += 1
+    guest.out(range(2048))
+    guest.close()
+    assert rounds > 1
+    guest.verify()
