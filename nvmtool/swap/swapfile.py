@@ -340,12 +340,9 @@ class SwapFile:
             raise
 
     def _take_storage(self, nblocks: int) -> Ints:
-        free = np.flatnonzero((self.used <= 0) & (self.density.taken == 0))
-        # Not the ones that are being emptied, as long as there are others.
-        free = np.concatenate([free[~self.density.withdrawn[free]], free[self.density.withdrawn[free]]])[:nblocks]
+        free = self.density.empty_blocks(nblocks)
         if len(free) < nblocks:
             raise RefusedError(f"{self.path}: all {self.nslots} slots are taken")
-        free.sort()
         absent = free[self.used[free] < 0]
         if len(absent):
             self._begin_work()
