@@ -312,11 +312,11 @@ class SwapFile:
             self._file.close()
 
     def _take_slots_patiently(self, count: int) -> Ints:
-        """Reserve free slots; where a helper holds the last ones, let it finish."""
+        """Reserve free slots; where a helper holds the last ones, let it finish, however long it takes: failing would lose pages."""
         try:
             return self._take_slots(count)
         except (NoSpaceError, RefusedError):
-            if self.service is None or not self.service.wait_until_free(_HELPER_SECONDS):
+            if self.service is None or not self.service.wait_until_free(math.inf):
                 raise
         return self._take_slots(count)
 

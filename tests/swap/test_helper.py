@@ -84,6 +84,31 @@ def test_a_vm_does_not_take_the_slots_that_a_helper_of_a_killed_vm_still_writes_
             helper.kill()
 
 
+def test_a_vm_that_runs_out_of_slots_waits_for_a_stopped_helper_that_holds_them(tmp_path: Path) -> None:
+    path, stamps = tmp_path / "vm.swap", tmp_path / "vm.stamps"
+    subprocess.run([*NVMTOOL, "swap", "create", path, "--memory", "32M", "--block-size", "64K", "-q"], check=True)
+    run = ["swap", "run", path, "--stamps", stamps, "--verify"]
+    assert start(*run, "--resident", "24M", "--ops", 30000).wait() == 0
+    vm = start(*run, "--resident", "24M")
+    helper = None
+    try:
+        time.sleep(2)
+        helper = subprocess.Popen([sys.executable, "-c", _STOPPED_HELPER, path], stderr=subprocess.PIPE, text=True)
+        assert os.WIFSTOPPED(os.waitpid(helper.pid, os.WUNTRACED)[1])
+        vm.terminate()  # everything is to be swapped out: more than the slots that nobody holds
+        time.sleep(2)
+        assert vm.poll() is None
+        helper.send_signal(signal.SIGCONT)
+        out, err = vm.communicate(timeout=60)
+        assert (vm.returncode, err) == (0, ""), out
+        helper.wait()
+        assert check_swap(path).clean
+    finally:
+        vm.kill()
+        if helper is not None:
+            helper.kill()
+
+
 def test_a_vm_that_ends_lets_its_helper_finish_the_batch(tmp_path: Path) -> None:
     guest = sparse_guest(tmp_path / "vm.swap")
     guest.swap.serve()
