@@ -100,7 +100,7 @@ class Service:
 
         Without `commit` nothing is waited for and nothing changed, as after a failure.
         """
-        with suppress(OSError):  # not registered where the name was taken
+        with suppress(KeyError):  # the name was taken, or a helper is there
             self._ready.unregister(self._listener)
         self._listener.close()
         if commit:
@@ -117,13 +117,15 @@ class Service:
             client, _ = self._listener.accept()
         except OSError:  # no descriptor to spare: the VM goes on, and the helper waits
             return
-        if self._client is not None or _peer_uid(client) not in (0, os.geteuid()):
+        if _peer_uid(client) not in (0, os.geteuid()):
             with suppress(OSError):
-                client.send(_FAILED + _ERROR.pack(BusyError.exit_code) + b"another defragmentation is at work, or not yours to ask for")
+                client.send(_FAILED + _ERROR.pack(BusyError.exit_code) + b"its VM belongs to another user")
             client.close()
             return
         client.setblocking(False)
         self._client = client
+        # The next helper waits until this one's end has been noticed.
+        self._ready.unregister(self._listener)
         self._ready.register(client, select.POLLIN)
 
     def _serve(self) -> None:
@@ -164,6 +166,8 @@ class Service:
             self._ready.unregister(self._client)
             self._client.close()
             self._client = None
+            if self._listener.fileno() >= 0:
+                self._ready.register(self._listener, select.POLLIN)
         if self._mover is not None:
             # The helper's process is gone or told so: nobody writes to its slots any more.
             mover, self._mover = self._mover, None

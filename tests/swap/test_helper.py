@@ -188,3 +188,39 @@ def test_a_file_can_be_opened_again_at_once_when_no_helper_is_there(tmp_path: Pa
     begun = time.monotonic()
     with SwapFile.open(guest.path, writable=True):
         assert time.monotonic() - begun < 1
+
+
+def test_a_helper_that_comes_right_after_another_is_served(tmp_path: Path) -> None:
+    guest = sparse_guest(tmp_path / "vm.swap")
+    guest.swap.serve()
+    ended = threading.Event()
+    results = []
+
+    def help_often() -> None:
+        try:
+            for _ in range(3):
+                fd = open_file(guest.path, writable=True)
+                with RemoteMover(guest.path, fd) as mover:
+                    results.append(mover.begin())
+                os.close(fd)
+        finally:
+            ended.set()
+
+    threading.Thread(target=help_often).start()
+    while not ended.is_set():
+        guest.swap.poll()
+        time.sleep(0.001)
+    assert len(results) == 3
+    guest.close()
+    guest.verify()
+
+
+def test_a_vm_whose_name_is_taken_runs_without_defragmentation(tmp_path: Path) -> None:
+    guest = sparse_guest(tmp_path / "vm.swap")
+    status = guest.path.stat()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as thief:
+        thief.bind(f"\0nvmtool-swap-{status.st_dev:x}-{status.st_ino:x}")
+        guest.swap.serve()
+        assert not any(guest.swap.poll() for _ in range(100))
+        guest.close()
+    guest.verify()
