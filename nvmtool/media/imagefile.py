@@ -31,6 +31,8 @@ class ImageFile:
         self.store = store
         self.writable = writable
         self.fd = fd
+        # So many seconds a checkpoint that cannot be put off waits for readers.
+        self.reader_patience = _CHECKPOINT_WAIT_SECONDS
         self.journal = Journal(store, log_start, log_blocks, writable=writable, no_readers=self.no_readers)
 
     @contextmanager
@@ -46,11 +48,11 @@ class ImageFile:
 
     @contextmanager
     def no_readers(self, patient: bool) -> Iterator[None]:
-        """Keep readers away; raises BusyError while there are some, after a minute when patient."""
+        """Keep readers away; raises BusyError while there are some, after `reader_patience` when patient."""
         if self.fd < 0:
             yield
             return
-        lock.lock(self.fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=_CHECKPOINT_WAIT_SECONDS if patient else 0)
+        lock.lock(self.fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=self.reader_patience if patient else 0)
         try:
             yield
         finally:
@@ -67,7 +69,8 @@ class ImageFile:
 def open_file(path: Path, *, writable: bool) -> int:
     """Return a descriptor of a regular file or block device; raises NotFoundError or StorageError."""
     with translated(path):
-        fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        # A pipe must not make it wait for somebody at the other end.
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         os.close(fd)

@@ -6,7 +6,8 @@ Bytes far past any file's end serve our files (DESIGN 3.8):
 - `CHECKPOINT`: held shared by every reader for as long as it reads, and exclusively by the writer for the moments in which it
   moves logged changes home. Since blocks are reused only after that, a reader sees one state of the image, however long it takes.
 - `RESIZER`: held exclusively by the one process that changes a reservation's size, which takes WRITER for moments only.
-- `HELPER`: held shared by whoever writes pages for another process that has WRITER; a new writer waits until nobody holds it.
+- `HELPER`: held exclusively by the one process that copies pages for the writer of a swap file, until it copies no more. The next writer
+  waits for it: slots that were held for those copies are free by the words, and a copy that comes late would hit another page.
 """
 
 from __future__ import annotations

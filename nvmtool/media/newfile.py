@@ -54,8 +54,8 @@ class NewFile:
                 for start in range(0, size, len(zeros)):
                     os.pwrite(self.fd, zeros[: size - start], start)
 
-    def allocate(self, size: int, *, sparse: bool) -> None:
-        """Set the size, with all storage allocated unless sparse; raises NoSpaceError."""
+    def allocate(self, size: int, *, sparse: bool, hint: str = "") -> None:
+        """Set the size, with all storage allocated unless sparse; raises NoSpaceError, whose line ends with the hint."""
         if self.in_place:
             return
         with translated(self.path):
@@ -65,7 +65,7 @@ class NewFile:
                 os.posix_fallocate(self.fd, 0, size)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                    raise NoSpaceError(f"{self.path}: no space for {size} bytes; --sparse allocates later") from error
+                    raise NoSpaceError(f"{self.path}: no space for {size} bytes{hint}") from error
                 raise
 
     def publish(self, *, durable: bool = True) -> None:

@@ -71,7 +71,7 @@ def format_device(
 
 def _write_image(image: NewFile, header: Header, mass_tag: int, *, sparse: bool) -> None:
     size = header.size_blocks * lay.BLOCK_SIZE
-    image.allocate(size, sparse=sparse)
+    image.allocate(size, sparse=sparse, hint="; --sparse allocates later")
     if image.in_place and sysio.file_size(image.fd) < size:
         raise UsageError(f"{image.path}: the device has {sysio.file_size(image.fd)} bytes, fewer than {size}")
     opened = open_store(image.path, image.fd, size, writable=True)

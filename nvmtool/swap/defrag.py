@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import BusyError, NvmtoolError, UsageError
+from ..errors import BusyError, UsageError
+from ..media import lock
 from ..media.imagefile import close_file, open_file
 from ..media.journal import run_arrays
 from ..media.pagefile import PageFile, page_buffer
 from . import layout as lay
 from .density import choose_to_empty
+from .interrupts import interrupts_deferred
 from .moves import Mover
 from .remote import RemoteMover
 from .swapfile import SwapFile, read_fields
@@ -46,6 +47,8 @@ _ALONE_WORKERS = 4
 _BESIDE_WORKERS = 1
 # So many passes are made where blocks are left; then only while each at least halves them.
 _PASSES = 6
+# So long a process that opens the file may keep helpers away.
+_LOCK_SECONDS = 1.0
 # Beside a VM the helper rests so much longer than it works.
 _REST = 1.0
 
@@ -128,6 +131,8 @@ def defragment(
 def _defragment_beside(path: Path, budgets: Mapping[str, Any]) -> DefragResult:
     fd = open_file(path, writable=True)
     try:
+        # Kept until the last copy: a VM that is started meanwhile must not take the slots that are written to.
+        lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_LOCK_SECONDS)
         fields = read_fields(path, fd)
         pages = PageFile(path, fd, writable=True)
         data_offset, block_bytes = fields["data_start"] * lay.PAGE, fields["slots_per_block"] * lay.PAGE
@@ -162,22 +167,20 @@ class Defragmenter:
         self._batch = _BESIDE_PAGES if self.live else _ALONE_PAGES
 
     def run(self) -> DefragResult:
-        """Move pages until the best possible result, or until a budget is spent; what was moved stays so, stopped anywhere."""
+        """Move pages until the best possible result, or until a budget is spent; what was moved stays so, stopped anywhere.
+
+        Where it raises, an interrupt included, nothing may be asked of `moving` any more: hang up, or close the file without a commit.
+        """
         first = status = self.moving.begin()
         optimal, passes = first.pages_to_move, 0
-        try:
-            while True:
-                passes += 1
-                with ThreadPoolExecutor(_BESIDE_WORKERS if self.live else _ALONE_WORKERS) as workers:
-                    self._pass(optimal, workers)
-                left = self.moving.end()
-                if self._spent() or self._is_good(left) or (passes >= _PASSES and 2 * _excess(left) > _excess(status)):
-                    break
-                status = self.moving.begin()
-        except BaseException:  # an interrupt too: the other side may fill these blocks again
-            with suppress(NvmtoolError):  # the first error says more
-                self.moving.end()
-            raise
+        while True:
+            passes += 1
+            with ThreadPoolExecutor(_BESIDE_WORKERS if self.live else _ALONE_WORKERS) as workers:
+                self._pass(optimal, workers)
+            left = self.moving.end()
+            if self._spent() or self._is_good(left) or (passes >= _PASSES and 2 * _excess(left) > _excess(status)):
+                break
+            status = self.moving.begin()
         released = first.blocks_allocated - left.blocks_allocated
         return DefragResult(
             blocks_before=first.blocks_allocated,
@@ -198,9 +201,11 @@ class Defragmenter:
             begun = time.monotonic()
             moves = self.moving.plan(most)
             if len(moves.sources):
-                copy_pages(self.pages, moves, self.data_offset, workers)
-                # The copies must be durable before a record names them.
-                self.pages.fence()
+                # Once this process hangs up or closes the file, others write to these slots: no copy may still be on its way.
+                with interrupts_deferred():
+                    copy_pages(self.pages, moves, self.data_offset, workers)
+                    # The copies must be durable before a record names them.
+                    self.pages.fence()
                 self._moved += self.moving.commit()
                 if self.progress is not None:
                     self.progress(min(self._moved, total), total, "pages")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NONE = -1
+# So many blocks are looked at in a step of the search for empty ones.
+_BLOCKS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Density:
         self._taken = taken.data
         # Neither empty nor full: bits 1 to slots_per_block - 1.
         self._with_room = (1 << slots_per_block) - 2
+        # All blocks below this one have a taken slot.
+        self._first_empty = 0
         # Blocks that are not offered for filling: they are being emptied.
         self.withdrawn = np.zeros(len(taken), bool)
         self._group()
@@ -47,6 +51,8 @@ class Density:
         taken = self._taken[block]
         self._taken[block] = taken + difference
         self.total += difference
+        if taken + difference == 0 and block < self._first_empty:
+            self._first_empty = block
         if not self.withdrawn[block]:
             self._unlink(block, taken)
             self._link(block, taken + difference)
@@ -60,6 +66,23 @@ class Density:
         """Return the block with the most taken slots that is neither full nor empty nor withdrawn; -1 when there is none."""
         filled = self._filled & self._with_room
         return self._heads[filled.bit_length() - 1] if filled else _NONE
+
+    def empty_blocks(self, most: int) -> NDArray[np.int64]:
+        """Return up to `most` blocks without a taken slot, ascending: the lowest that are not withdrawn, others where those are too few.
+
+        Begins at the lowest empty block, so that taking one block after the other does not look at all of them each time.
+        """
+        parts, found, behind = [np.empty(0, np.int64)], 0, self._first_empty
+        while found < most and behind < len(self.taken):
+            first, behind = behind, min(behind + _BLOCKS_AT_ONCE, len(self.taken))
+            empty = np.flatnonzero(self.taken[first:behind] == 0) + first
+            if first == self._first_empty:
+                self._first_empty = int(empty[0]) if len(empty) else behind
+            parts.append(empty[~self.withdrawn[empty]][: most - found])
+            found += len(parts[-1])
+        if found < most:
+            parts.append(np.flatnonzero((self.taken == 0) & self.withdrawn)[: most - found])
+        return np.sort(np.concatenate(parts))
 
     def choose_to_empty(self) -> Choice:
         """Choose the blocks to empty."""

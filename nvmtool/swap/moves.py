@@ -72,7 +72,11 @@ class Mover:
         return _status(self._swap, choice)
 
     def plan(self, most: int) -> Moves:
-        """Plan up to `most` moves in the order of the frames; the last ones when the pass is over or denser blocks have no room."""
+        """Plan up to `most` moves in the order of the frames; the last ones when the pass is over or denser blocks have no room.
+
+        Drops an earlier plan that was not committed.
+        """
+        self.abort()
         swap, end = self._swap, min(self._cursor + _FRAMES_PER_PLAN, self._swap.nframes)
         parts, found = [np.empty(0, np.int64)], 0
         while found < most and self._cursor < end:

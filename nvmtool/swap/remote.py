@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from ..errors import BusyError, NvmtoolError, StorageError
+from ..errors import BusyError, NvmtoolError, RefusedError, StorageError
 from ..media import lock
 from .moves import Mover, Moves, Status
 
@@ -95,21 +95,37 @@ class Service:
         finally:
             self._pausing = False
 
-    def close(self) -> None:
-        """Send the helper away and stop to listen."""
-        self._drop()
+    def close(self, seconds: float, *, commit: bool) -> bool:
+        """Stop to listen, and send the helper away; return False when slots are held for it that it may write to after so long.
+
+        Without `commit` nothing is waited for and nothing changed, as after a failure.
+        """
+        with suppress(KeyError):  # the name was taken, or a helper is there
+            self._ready.unregister(self._listener)
         self._listener.close()
+        if commit:
+            self.wait_until_free(seconds)
+        free = self._mover is None or not self._mover.holds
+        if not (free and commit):
+            # It may be at work still, so what it holds stays taken.
+            self._mover = None
+        self._drop()
+        return free
 
     def _accept(self) -> None:
-        client, _ = self._listener.accept()
-        uid = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
-        if self._client is not None or uid not in (0, os.geteuid()):
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # no descriptor to spare: the VM goes on, and the helper waits
+            return
+        if _peer_uid(client) not in (0, os.geteuid()):
             with suppress(OSError):
-                client.send(_FAILED + _ERROR.pack(BusyError.exit_code) + b"another defragmentation is at work, or not yours to ask for")
+                client.send(_FAILED + _ERROR.pack(BusyError.exit_code) + b"its VM belongs to another user")
             client.close()
             return
         client.setblocking(False)
         self._client = client
+        # The next helper waits until this one's end has been noticed.
+        self._ready.unregister(self._listener)
         self._ready.register(client, select.POLLIN)
 
     def _serve(self) -> None:
@@ -150,6 +166,8 @@ class Service:
             self._ready.unregister(self._client)
             self._client.close()
             self._client = None
+            if self._listener.fileno() >= 0:
+                self._ready.register(self._listener, select.POLLIN)
         if self._mover is not None:
             # The helper's process is gone or told so: nobody writes to its slots any more.
             mover, self._mover = self._mover, None
@@ -161,20 +179,20 @@ class RemoteMover:
     """The helper's side: asks the VM's process what moves.Mover does here. Use it as a context manager."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        """Call the process that has the file of a descriptor open for writing; raises BusyError when it does not answer.
-
-        Until the descriptor is closed no other process begins to write: copies that are on their way when the VM dies must not hit
-        the next one's pages.
-        """
+        """Call the process that has the file of a descriptor open for writing; raises BusyError or RefusedError."""
         self._path = path
-        lock.lock(fd, path, lock.HELPER, exclusive=False, seconds=_ANSWER_SECONDS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_ANSWER_SECONDS)
+        status = os.fstat(fd)
         try:
-            self._socket.connect(_address(os.fstat(fd)))
+            self._socket.connect(_address(status))
         except OSError as error:
             self._socket.close()
             raise BusyError(f"{path}: in use by {lock.holder(path, lock.WRITER)}, which takes no part in a defragmentation") from error
+        # Anybody may take the name before the VM does, and would then say what is copied where.
+        if (uid := _peer_uid(self._socket)) not in (0, os.geteuid(), status.st_uid):
+            self._socket.close()
+            raise RefusedError(f"{path}: user {uid} listens for defragmentations of this file, and is not its owner")
 
     def __enter__(self) -> Self:
         """Return the mover."""
@@ -218,6 +236,11 @@ class RemoteMover:
         (code,) = _ERROR.unpack_from(answer, 1)
         text = f"{self._path}: {answer[1 + _ERROR.size :].decode(errors='replace')}"
         raise BusyError(text) if code == BusyError.exit_code else StorageError(text)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    """Return the effective user of whoever is at the other end."""
+    return int(_CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1])
 
 
 def _address(status: os.stat_result) -> str:

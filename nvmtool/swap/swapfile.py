@@ -10,6 +10,7 @@ Killed anywhere: each frame is in its slot with the contents that were swapped o
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from contextlib import suppress
@@ -109,7 +110,7 @@ class SwapFile:
             fields = read_fields(path, fd)
             take_lock(fd, path, writable=writable)
             if writable:
-                _outwait_helpers(fd, path)
+                _wait_for_helper(fd, path)
             store = FileStore(path, fd, fields["data_start"] * lay.PAGE, writable=writable)
             pages = PageFile(path, fd, writable=writable)
             storage = _open_storage(path, fields, pages, reservation, writable=writable)
@@ -267,7 +268,11 @@ class SwapFile:
         self.slots.freed.extend(sources.tolist())
 
     def serve(self) -> None:
-        """Let defragmenters in other processes ask this one; `poll` answers them."""
+        """Be a VM: let defragmenters in other processes ask this one; `poll` answers them.
+
+        Readers that hold up the log are waited for as long as they stay, for a VM that ends loses what it has in memory.
+        """
+        self._file.reader_patience = math.inf
         self.service = Service(self)
 
     def poll(self) -> bool:
@@ -301,23 +306,25 @@ class SwapFile:
     def close(self, *, commit: bool = True) -> None:
         """Close the file, with its log empty unless readers are still there."""
         try:
-            if self.service is not None:
-                self.service.close()
+            copying = self.service is not None and not self.service.close(_HELPER_SECONDS, commit=commit)
             if self.writable and commit:
+                if copying:  # a copy that comes late may bring storage: the next process is to look for it
+                    self._begin_work()
                 self.commit()
                 self.commit()  # the words of what the first one gave back
-                self._rest()
+                if not copying:
+                    self._rest()
         finally:
             self.storage.close()
             self.pages.close()
             self._file.close()
 
     def _take_slots_patiently(self, count: int) -> Ints:
-        """Reserve free slots; where a helper holds the last ones, let it finish."""
+        """Reserve free slots; where a helper holds the last ones, let it finish, however long it takes: failing would lose pages."""
         try:
             return self._take_slots(count)
         except (NoSpaceError, RefusedError):
-            if self.service is None or not self.service.wait_until_free(_HELPER_SECONDS):
+            if self.service is None or not self.service.wait_until_free(math.inf):
                 raise
         return self._take_slots(count)
 
@@ -341,12 +348,9 @@ class SwapFile:
             raise
 
     def _take_storage(self, nblocks: int) -> Ints:
-        free = np.flatnonzero((self.used <= 0) & (self.density.taken == 0))
-        # Not the ones that are being emptied, as long as there are others.
-        free = np.concatenate([free[~self.density.withdrawn[free]], free[self.density.withdrawn[free]]])[:nblocks]
+        free = self.density.empty_blocks(nblocks)
         if len(free) < nblocks:
             raise RefusedError(f"{self.path}: all {self.nslots} slots are taken")
-        free.sort()
         absent = free[self.used[free] < 0]
         if len(absent):
             self._begin_work()
@@ -462,6 +466,12 @@ class SwapFile:
         return taken
 
 
+def _wait_for_helper(fd: int, path: Path) -> None:
+    """Let a helper of the writer before this one copy what it has begun; raises BusyError that names it."""
+    lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_HELPER_SECONDS)
+    lock.unlock(fd, lock.HELPER)
+
+
 def read_fields(path: Path, fd: int) -> dict[str, Any]:
     """Return the header in force of an open file; raises FormatError, or DamagedError when the file is shorter than it says."""
     fields = lay.SWAP_FORMAT.read(path, fd)
@@ -470,12 +480,6 @@ def read_fields(path: Path, fd: int) -> dict[str, Any]:
     if size < wanted:
         raise DamagedError(f"{path}: truncated: {size} bytes, the header says {wanted}")
     return fields
-
-
-def _outwait_helpers(fd: int, path: Path) -> None:
-    """Wait until nobody copies any more for a process that had the file before; raises BusyError."""
-    lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_HELPER_SECONDS)
-    lock.unlock(fd, lock.HELPER)
 
 
 def reservation_location(path: Path, fields: dict[str, Any], said: str | Path | None = None) -> Path:

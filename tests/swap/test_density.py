@@ -64,3 +64,20 @@ def test_many_changes_at_once_are_those_one_by_one(taken: list[int], blocks: lis
             fitting.append(block)
     density.change_many(np.array(fitting, np.int64), -1)
     assert density.taken.tolist() == model
+
+
+@given(counts, st.lists(st.tuples(st.integers(0, 11), st.integers(0, SLOTS), st.integers(0, 4)), max_size=40), st.sets(st.integers(0, 11)))
+def test_empty_blocks_are_the_lowest_and_withdrawn_ones_come_last(
+    taken: list[int], changes: list[tuple[int, int, int]], withdrawn: set[int]
+) -> None:
+    model = list(taken)
+    density = Density(np.array(taken, np.int32), SLOTS)
+    hidden = {block for block in withdrawn if block < len(model)}
+    density.withdraw(np.array(sorted(hidden), np.int64))
+    for block, count, most in changes:
+        if block < len(model):
+            density.change(block, count - model[block])
+            model[block] = count
+        empty = [block for block, count in enumerate(model) if count == 0]
+        preferred = [block for block in empty if block not in hidden] + [block for block in empty if block in hidden]
+        assert density.empty_blocks(most).tolist() == sorted(preferred[:most])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, UsageError
+from nvmtool.errors import BusyError, DamagedError, ExistsError, FormatError, NoSpaceError, NotFoundError, StorageError, UsageError
 from nvmtool.media.pagefile import page_buffer
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.create import create_swap
@@ -275,3 +276,27 @@ def test_opening_a_large_file_reads_only_frame_words_that_were_written(tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 300
+
+
+def test_a_pipe_is_refused_at_once_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for writable in (False, True):
+        with pytest.raises(StorageError, match="pipe: neither a regular file nor a block device"):
+            SwapFile.open(tmp_path / "pipe", writable=writable)
+
+
+def test_a_vm_waits_for_a_reader_that_holds_up_the_log(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "vm.swap", frames=4096)
+    guest.swap.serve()
+    reader = SwapFile.open(guest.path)
+    leaving = threading.Timer(1.0, reader.close)
+    leaving.start()
+    rounds = 0
+    while leaving.is_alive():
+        guest.out(range(2048))
+        guest.bring_in(range(2048))
+        rounds += 1
+    guest.out(range(2048))
+    guest.close()
+    assert rounds > 1
+    guest.verify()
