@@ -56,7 +56,7 @@ class SwapSide:
         return lock.try_lock(self._fd, lock.WRITER, exclusive=exclusive)
 
     def occupied(self) -> NDArray[np.bool_]:
-        """Return of each storage block whether it is present, as the last committed transaction says; raises DamagedError."""
+        """Return of each storage block whether it holds pages, as the last committed transaction says; raises DamagedError."""
         take_lock(self._fd, self.path, writable=False)
         try:
             store = open_store(self.path, self._fd, self.data_offset, writable=False)
@@ -72,7 +72,9 @@ class SwapSide:
             lock.unlock(self._fd, lock.CHECKPOINT)
         if (payloads >> np.uint64(word.VALUE_BITS) != word.STORAGE).any():
             raise DamagedError(f"{self.path}: words of storage blocks are of another kind; see what check finds")
-        occupied: NDArray[np.bool_] = words != 0
+        occupied = np.zeros(self.nblocks, bool)
+        # A block that counts no page is on its way home, or there already.
+        occupied[present] = payloads & np.uint64(word.VALUE_MASK) > 1
         return occupied
 
     def bring_in_order(self, reservation_path: Path, reservation_uuid: bytes, occupied: NDArray[np.bool_]) -> None:
