@@ -130,6 +130,11 @@ class Borrower:
                     self._area.punch(first, count)
                 self._return(blocks[lent])
 
+    def is_unsettled(self) -> bool:
+        """Tell whether a block was on its way when this was opened: its owner was killed, or a resize was."""
+        mine = np.flatnonzero(self._home != _NOWHERE)
+        return bool((self._kinds(mine) == word.MOVING).any())
+
     def recover(self, occupied: NDArray[np.bool_]) -> None:
         """Settle each block that a killed process was moving: the swap file's, if it holds pages there, else the reservation's."""
         with self._turn(np.empty(0, np.int64)):

@@ -27,6 +27,9 @@ class Storage(Protocol):
     def give_back(self, blocks: NDArray[np.int64]) -> None:
         """Take the storage of blocks that durably hold no page."""
 
+    def is_unsettled(self) -> bool:
+        """Tell whether a process was killed in the middle of a move, whatever the swap file says of itself: `recover` ends it."""
+
     def recover(self, occupied: NDArray[np.bool_]) -> None:
         """Bring in order what a killed process left; `occupied` tells of each storage block whether it holds pages."""
 
@@ -56,6 +59,10 @@ class PlainStorage:
         """Take the storage of blocks that durably hold no page."""
         for first, count in runs(blocks):
             self._pages.punch(*self._range(first, count))
+
+    def is_unsettled(self) -> bool:
+        """Nothing but the swap file's own words tells of a killed process."""
+        return False
 
     def recover(self, occupied: NDArray[np.bool_]) -> None:
         """Punch every block that holds no page: a killed process may have left it with storage."""

@@ -299,7 +299,7 @@ class SwapFile:
         self._slots = Slots(self._taken_slots(), self.slots_per_block)
         occupied = self.used > 0
         # A block that counts no page was being given back: it may be a hole already, whether absent blocks had storage or not.
-        if self.root.get("working") or (self.used == 0).any():
+        if self.root.get("working") or (self.used == 0).any() or self.storage.is_unsettled():
             self.storage.recover(occupied)
             self._mark_absent(np.flatnonzero(self.used == 0))
 

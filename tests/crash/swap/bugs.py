@@ -324,7 +324,7 @@ ENDS = [
     plant(
         "swap: a killed process's storage stays",
         SwapFile.recover,
-        'if self.root.get("working") or (self.used == 0).any():',
+        'if self.root.get("working") or (self.used == 0).any() or self.storage.is_unsettled():',
         "if False:",
         "out-into-new-block",
     ),
