@@ -44,6 +44,11 @@ class PageFile:
         self._dirty = False
         self._dead = False
 
+    @property
+    def size(self) -> int:
+        """The file's size in bytes; there may be storage past it."""
+        return os.fstat(self.fd).st_size
+
     def write(self, offset: int, chunks: Sequence[Chunk]) -> None:
         """Write chunks one behind the other; durable after the next fence. Raises NoSpaceError or StorageError."""
         self._alive()
@@ -77,6 +82,13 @@ class PageFile:
         self._dirty = True
         with translated(self.path):
             sysio.punch_hole(self.fd, offset, length)
+
+    def trim(self) -> None:
+        """Give back what storage there is past the file's end, durable after the next fence; works on a full file system too."""
+        self._alive()
+        self._dirty = True
+        with translated(self.path):
+            os.ftruncate(self.fd, self.size)
 
     def clone_from(self, source: PageFile, source_offset: int, offset: int, length: int) -> bool:
         """Let a range name the source's storage too, durable after the next fence; False where these files cannot share it."""

@@ -6,14 +6,15 @@ side before it is punched on the other, so that there is never less than was pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import NoSpaceError, NvmtoolError
+from ..errors import NoSpaceError, NvmtoolError, StorageError
 from ..media.pagefile import page_buffer
 from ..media.store import PAGE
 
@@ -49,6 +50,49 @@ class BlockArea:
         return sum(extent.length for extent in extents if extent.written) == count * self.block_bytes
 
 
+class Headroom:
+    """Storage past a reservation's end, for the moment in which a full file system has none for a move.
+
+    Even a clone or a punch needs some, for the file system's trees; cutting off what is past the end needs none. What was spent is taken
+    back as soon as there is space again.
+    """
+
+    def __init__(self, pages: PageFile, nbytes: int) -> None:
+        """Stand on an open reservation that is to have so many bytes past its end."""
+        self._pages = pages
+        self._nbytes = nbytes
+        self._spent = False
+
+    def spend(self) -> bool:
+        """Give what is there back to the file system, which may use it on return; False when nothing is there."""
+        if not self._stored():
+            return False
+        self._spent = True
+        self._pages.trim()
+        # A file system may keep what was freed until it is durable.
+        self._pages.fence()
+        return True
+
+    def refill(self) -> None:
+        """Allocate what was spent, by this process or by one that was killed, as far as there is space; the rest is tried again later."""
+        # Full file systems refuse to allocate even what is there.
+        if self._stored() < self._nbytes:
+            with suppress(NoSpaceError):
+                self._pages.allocate(self._pages.size, self._nbytes)
+                self._spent = False
+
+    def refill_if_spent(self) -> None:
+        """Allocate what this process spent."""
+        if self._spent:
+            self.refill()
+
+    def _stored(self) -> int:
+        try:
+            return self._pages.stored_bytes(self._pages.size, self._nbytes)
+        except StorageError:  # a file system that does not tell
+            return 0 if self._spent else self._nbytes
+
+
 @dataclass(frozen=True, slots=True)
 class BlockMover:
     """Moves storage between the blocks of a reservation and those of one swap file. Durable after a fence of both."""
@@ -56,6 +100,7 @@ class BlockMover:
     reserved: BlockArea
     storage: BlockArea
     clones: bool
+    headroom: Headroom
 
     def lend(self, reserved: Ints, storage: Ints) -> None:
         """Move the storage of reserved blocks to storage blocks, which have none; undone when an exception passes.
@@ -65,7 +110,7 @@ class BlockMover:
         done = 0
         try:
             for first, other, count in joint_runs(reserved, storage):
-                self._lend_run(first, other, count)
+                self._with_headroom(self._lend_run, first, other, count)
                 done += count
         except NvmtoolError:
             self.bring_back(reserved[:done], storage[:done])
@@ -77,7 +122,18 @@ class BlockMover:
         Afterwards each reserved block has storage, and no storage block has. Raises NoSpaceError.
         """
         for first, other, count in joint_runs(reserved, storage):
-            self._bring_back_run(first, other, count)
+            self._with_headroom(self._bring_back_run, first, other, count)
+
+    def _with_headroom(self, move: Callable[[int, int, int], None], first: int, other: int, count: int) -> None:
+        """Move a run; where the file system has no space for that, once more with what the reservation keeps for it."""
+        try:
+            move(first, other, count)
+        except NoSpaceError:
+            if not self.headroom.spend():
+                raise
+            self.bring_back(np.arange(first, first + count), np.arange(other, other + count))
+            if move == self._lend_run:
+                move(first, other, count)
 
     def _lend_run(self, first: int, other: int, count: int) -> None:
         source, target = self.reserved.bounds(first, count), self.storage.bounds(other, count)

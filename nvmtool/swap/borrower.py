@@ -48,7 +48,7 @@ class Borrower:
         self._file = file
         self._lender = lender
         self._area = BlockArea(pages, data_offset, file.block_bytes)
-        self._mover = BlockMover(file.area, self._area, file.clones)
+        self._mover = BlockMover(file.area, self._area, file.clones, file.headroom)
         # Per storage block the reserved block that it is, or _NOWHERE.
         self._home: Ints = np.empty(0, np.int64)
         # Storage blocks whose words still say MOVING, though they are theirs: said with the next transaction.

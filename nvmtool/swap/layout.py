@@ -72,6 +72,8 @@ LENDER_RECORD = np.dtype([("promise", "<u8"), ("uuid", "<u8", (3,)), ("path_byte
 assert LENDER_RECORD.itemsize == 512
 MAX_LENDERS = 2048
 MAX_RESERVED_BLOCKS = 1 << 24
+# What a file system may need for its own trees while a block moves.
+_TREE_PAGES = 256
 
 # structures, the upper byte of a place
 FRAME_PLACE = 0x80
@@ -128,6 +130,11 @@ def reservation_areas(slots_per_block: int) -> dict[str, int]:
         "block_blocks": block_blocks,
         "data_start": -(-(block_start + block_blocks) // slots_per_block) * slots_per_block,
     }
+
+
+def headroom_pages(slots_per_block: int) -> int:
+    """Return how many pages of storage, past its end, a reservation keeps for moving blocks on a full file system."""
+    return slots_per_block + _TREE_PAGES
 
 
 def is_slots_per_block(number: int) -> bool:

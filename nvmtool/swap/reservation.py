@@ -57,6 +57,7 @@ def create_reservation(path: str | Path, size_bytes: int, block_bytes: int, prog
         try:
             write_blocks(BlockArea(pages, areas["data_start"] * lay.PAGE, block_bytes), 0, nblocks, progress)
             pages.allocate(0, areas["block_start"] * lay.PAGE)
+            pages.allocate(pages.size, lay.headroom_pages(slots) * lay.PAGE)
             pages.fence()
         finally:
             pages.close()

@@ -22,7 +22,7 @@ from ..media.pagefile import PageFile
 from ..media.root import Root
 from ..media.store import open_store
 from . import layout as lay
-from .blockmove import BlockArea
+from .blockmove import BlockArea, Headroom
 from .blockwords import BlockWords
 from .lenders import LenderTable
 
@@ -53,6 +53,7 @@ class ReservationFile:
         self.words = BlockWords(self.journal, path, fields["block_start"])
         self.pages = PageFile(path, fd, writable=writable)
         self.area = BlockArea(self.pages, self.data_offset, self.block_bytes)
+        self.headroom = Headroom(self.pages, lay.headroom_pages(fields["slots_per_block"]) * lay.PAGE)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool, exclusive: bool = False) -> ReservationFile:
@@ -71,6 +72,8 @@ class ReservationFile:
             take_lock(fd, path, writable=writable, seconds=_TURN_WAIT_SECONDS)
             file = cls(path, fd, fields, writable=writable)
             _require_size(path, fd, file.size_of(file.nblocks))
+            if writable:
+                file.headroom.refill()
         except BaseException:
             close_file(fd)
             raise
@@ -123,6 +126,7 @@ class ReservationFile:
             self.journal.reload()
             yield
         finally:
+            self.headroom.refill_if_spent()
             self.end_turn()
 
     def end_turn(self) -> None:

@@ -282,7 +282,7 @@ class SwapFile:
     def commit(self) -> None:
         """Make swap-ins and moves durable, then give back the storage of blocks that became empty; raises as `swap_out` does.
 
-        Where the reservation is busy, storage goes back with a later commit.
+        Where the reservation is busy, or the file system too full to move storage, it goes back with a later commit.
         """
         self._commit_words()
         if self._touched:
@@ -291,7 +291,7 @@ class SwapFile:
             self.slots.release()
             self._emptied.update(blocks[self.used[blocks] == 0].tolist())
         if self._emptied:
-            with suppress(BusyError):
+            with suppress(BusyError, NoSpaceError):
                 self._give_back()
 
     def recover(self) -> None:
@@ -348,7 +348,11 @@ class SwapFile:
             raise
 
     def _take_storage(self, nblocks: int) -> Ints:
-        free = self.density.empty_blocks(nblocks)
+        # What could not go back yet is at hand.
+        kept = [block for block in sorted(self._emptied) if self.used[block] == 0 and not self.density.taken[block]]
+        free = np.array(kept[:nblocks], np.int64)
+        others = self.density.empty_blocks(nblocks)
+        free = np.sort(np.concatenate([free, np.setdiff1d(others, free)[: nblocks - len(free)]]))
         if len(free) < nblocks:
             raise RefusedError(f"{self.path}: all {self.nslots} slots are taken")
         absent = free[self.used[free] < 0]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from nvmtool.media.pagefile import page_buffer
+from nvmtool.swap.create import create_swap
+from nvmtool.swap.reservation import create_reservation
+from nvmtool.swap.swapfile import SwapFile
 
 MIB = 1 << 20
 NVMTOOL = [sys.executable, "-m", "nvmtool"]
@@ -119,3 +127,39 @@ def test_two_vms_on_one_reservation_defragmented_at_once_never_have_more_than_wa
         assert [helper.wait(timeout=60) for helper in helpers] == [0, 0]
     assert nvmtool("reservation", "check", pool)["clean"]
     assert abs(storage(pool, *paths) - before) <= MIB
+
+
+def test_promised_vms_swap_on_a_file_system_that_is_full(clone_or_allocate_folder: Path) -> None:
+    folder, rng = clone_or_allocate_folder, random.Random(5)
+    pool, ballast, paths = folder / "pool.rsv", folder / "ballast", [folder / "vm1.vswp", folder / "vm2.vswp"]
+    create_reservation(pool, 16 * MIB, 64 << 10)
+    for path in paths:
+        create_swap(path, memory_bytes=8 * MIB, reservation=pool)
+    pages = [row.data for row in page_buffer(2048)]
+    swapped: list[set[int]] = [set(), set()]
+    with ExitStack() as stack:
+        swaps = [stack.enter_context(SwapFile.open(path, writable=True)) for path in paths]
+        fill_up(ballast)
+        stack.callback(ballast.unlink)
+        for _ in range(60):
+            which = rng.randrange(2)
+            swap, inside = swaps[which], swapped[which]
+            out = [frame for frame in rng.sample(range(2048), 700) if frame not in inside]
+            swap.swap_out(np.array(out, np.int64), pages[: len(out)])
+            leaving = rng.sample(sorted(inside | set(out)), (len(inside) + len(out)) // 3)
+            swap.forget(np.array(leaving, np.int64))
+            swap.commit()
+            swapped[which] = (inside | set(out)) - set(leaving)
+    for path in paths:
+        assert nvmtool("swap", "check", path)["clean"]
+    assert nvmtool("reservation", "check", pool)["clean"]
+
+
+def fill_up(path: Path) -> None:
+    """Leave not one block free."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+                    os.fsync(file.fileno())
