@@ -42,9 +42,7 @@ def _reservation(swap: SwapFile) -> Path:
 
 
 def _resize(name: str, nblocks: int) -> Operation:
-    return Operation(
-        name, lambda swap: resize_reservation(_reservation(swap), nblocks * BLOCK), lambda model: [{**model, SIZE: nblocks}]
-    )
+    return Operation(name, lambda swap: resize_reservation(_reservation(swap), nblocks * BLOCK), lambda model: [{**model, SIZE: nblocks}])
 
 
 def _everything_anew(swap: SwapFile) -> None:
@@ -102,4 +100,7 @@ def operations() -> list[Operation]:
 def plain_steps() -> list[Operation]:
     """Return steps that make sense in longer workloads, or for one planted bug."""
     known = {each.name: each for each in [*plain.operations(), *plain.plain_steps()]}
-    return [known[name] for name in _MORE]
+    return [
+        *(known[name] for name in _MORE),
+        plain._swap_in("in-first-block", range(16)),
+    ]

@@ -40,7 +40,10 @@ class BorrowedSubject:
         self._swap = SwapSubject(fields)
         self.layout = Layout({name: len(media[name]) // PAGE for name in (FILE, PAGES, RESERVED_FILE, RESERVED_BLOCKS)})
         slices = self.layout.slices
-        logs = [Log(slices[FILE], fields["log_start"], fields["log_blocks"]), Log(slices[RESERVED_FILE], ROOT_BLOCK + 1, fields["log_blocks"])]
+        logs = [
+            Log(slices[FILE], fields["log_start"], fields["log_blocks"]),
+            Log(slices[RESERVED_FILE], ROOT_BLOCK + 1, fields["log_blocks"]),
+        ]
         self.logs = Logs(*logs)
         self.home = self.layout.mask(slices[FILE], slices[RESERVED_FILE])
         self.commits = self.layout.mask(*(log.area for log in logs))
