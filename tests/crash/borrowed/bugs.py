@@ -1,4 +1,4 @@
-"""The planted bugs of borrowing: fences dropped, words said too early, storage moved in the wrong order, the wrong side chosen after a kill."""
+"""The planted bugs of borrowing: fences dropped, words said too early, storage moved in the wrong order, the wrong side chosen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FENCES = [
         "    self._file.pages.fence()\n    self._area.pages.fence()",
         "    self._area.pages.fence()\n    self._file.pages.fence()",
         "in-whole-block",
-        redundant="recovery makes whole what is on neither side; a file system that logs in order has no such state, for the clone comes first",
+        redundant="recovery makes whole what is on neither side, which no file system that logs in order leaves: the clone comes first",
     ),
     plant("homecoming: blocks are held before they are whole", homecoming.forget, "        file.pages.fence()\n", "", "forget"),
     plant("resize: new blocks are not durable", reservation_resize._write_tail, "    file.pages.fence()\n", "", "grow"),
@@ -44,7 +44,7 @@ WORDS = [
         _RETURNING,
         "pass",
         "in-whole-block",
-        redundant="a block that is lent and holds no page goes home like one on its way: the record that emptied it says that somebody works",
+        redundant="a lent block without pages goes home like one on its way: the record that emptied it says that somebody works",
     ),
     plant("borrower: LENT is never said", Borrower.close, "self._say_lent()", "pass", "out-into-new-block"),
     plant("borrower: what was lent is forgotten", _RETURN, "            self._put_lent()\n", "", "out-into-new-block+in-first-block"),
@@ -203,7 +203,8 @@ RESIZE = [
         "resize: new blocks are taken in before they are there",
         reservation_resize.resize_reservation,
         "            _write_tail(file, before, nblocks, progress)\n",
-        "            with file.turn():\n                _take_in(file, before, nblocks)\n            _write_tail(file, before, nblocks, progress)\n",
+        "            with file.turn():\n                _take_in(file, before, nblocks)\n"
+        "            _write_tail(file, before, nblocks, progress)\n",
         "grow",
     ),
     plant(
