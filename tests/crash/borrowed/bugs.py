@@ -226,7 +226,15 @@ RESIZE = [
         Borrower._turn,
         "            self._punch_homes(self._unsaid)\n",
         "            pass\n",
-        "lend-and-shrink",
+        "everything-anew+everything-once-more+shrink",
+    ),
+    plant(
+        "resize: what is on its way is taken for lent",
+        reservation_resize._cut_off,
+        "lent = kinds == word.LENT",
+        "lent = kinds != 0",
+        "shrink",
+        redundant="recovery makes whole what is on neither side; kept, its storage spares that from asking the file system for more",
     ),
 ]
 
