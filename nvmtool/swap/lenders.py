@@ -71,7 +71,7 @@ class LenderTable:
         ]
         uuid = _unpack(payloads[:_UUID_WORDS])[:16]
         length, path = payloads[_UUID_WORDS], _unpack(payloads[_UUID_WORDS + 1 :])
-        if promise == 0 or length > _PATH_BYTES or any(path[length:]):
+        if promise == 0 or length > _PATH_BYTES or any(path[length:]) or 0 in path[:length]:
             raise DamagedError(f"{self._path}: lender {number} at 0x{start * 8:x}: promise or path is out of range")
         try:
             return Lender(number, promise - 1, uuid, path[:length].decode())

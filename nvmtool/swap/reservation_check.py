@@ -7,6 +7,7 @@ blocks is no finding; of a swap file without a VM everything must agree.
 from __future__ import annotations
 
 import os
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +161,10 @@ def _check_lender(survey: Survey, lender: Lender, fates: Fates) -> None:
         survey.find("error", "swap file", where, str(error))
         return
     try:
+        if side.reservation_uuid != survey.file.uuid:
+            survey.find(
+                "error", "swap file", where, f"{path}: borrows from another reservation (uuid {uuid.UUID(bytes=side.reservation_uuid)})"
+            )
         idle = side.keep_writers_away(exclusive=False)
         _compare(survey, lender, fates, side.occupied(), idle=idle)
     except NvmtoolError as error:

@@ -28,6 +28,7 @@ class SwapSide:
         self.path = path
         self._fd = fd
         self._fields = fields
+        self.reservation_uuid: bytes = fields["reservation_uuid"]
         self.nblocks: int = fields["nblocks"]
         self.data_offset: int = fields["data_start"] * lay.PAGE
         self.block_bytes: int = fields["slots_per_block"] * lay.PAGE

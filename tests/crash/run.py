@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .borrowed.suite import MECHANISMS
+from .borrowed.suite import suite as borrowed_suite
 from .enumeration import Effort, Enumerator, Tally
 from .planting import Plant
 from .region.bases import MAPPINGS
@@ -44,7 +46,7 @@ class Part:
 
 def families() -> list[list[Suite]]:
     """Return the suites, those that share their planted bugs together."""
-    return [[device_suite(mapping) for mapping in MAPPINGS], [swap_suite()]]
+    return [[device_suite(mapping) for mapping in MAPPINGS], [swap_suite()], [borrowed_suite(each) for each in MECHANISMS]]
 
 
 def run_part(number: int, parts: int, seed: int, deadline: float) -> Part:

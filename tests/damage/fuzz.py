@@ -15,12 +15,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import swapcases
+from . import reservationcases, swapcases
 from .bits import Flipper
 from .cases import Case, CaseRun, run_cases
 from .commands import sample
 from .fields import field_cases
 from .images import KINDS, Image
+from .reservationfiles import KINDS as RESERVATION_KINDS
+from .reservationfiles import ReservationProbe
 from .structures import structure_cases
 from .swapfiles import KINDS as SWAP_KINDS
 from .swapfiles import SwapProbe
@@ -75,18 +77,22 @@ def run_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
     return figures
 
 
-def run_swap_part(kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
-    """Do one part of the work on a swap file of a kind, in this process."""
-    figures = Figures(f"swap {kind}")
+def run_swap_part(what: str, kind: str, seed: int, bits: int, part: int, parts: int) -> Figures:
+    """Do one part of the work on a swap file or a reservation of a kind, in this process."""
+    figures = Figures(f"{what} {kind}")
+    make, probe_of, damages, flipper_of = {
+        "swap": (SWAP_KINDS, SwapProbe, swapcases, swapcases.SwapFlipper),
+        "reservation": (RESERVATION_KINDS, ReservationProbe, reservationcases, reservationcases.ReservationFlipper),
+    }[what]
     with tempfile.TemporaryDirectory(dir=ram_folder()) as folder:
-        image = SWAP_KINDS[kind](Path(folder))
+        image = make[kind](Path(folder))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        cases = run_cases(image, [*swapcases.field_cases(image), *swapcases.structure_cases(image)][part::parts], SwapProbe(image))
+        cases = run_cases(image, [*damages.field_cases(image), *damages.structure_cases(image)][part::parts], probe_of(image))
         figures.cases, figures.repaired, figures.refused = cases.cases, cases.repaired, cases.refused
         figures.failures += cases.failures
         figures.outcomes.update(cases.outcomes)
         if bits:
-            flipper = swapcases.SwapFlipper(image)
+            flipper = flipper_of(image)
             run = flipper.run(flipper.targets(bits, seed)[part::parts])
             figures.flips = run.flips
             figures.failures += run.failures
@@ -128,7 +134,8 @@ def main() -> int:
     work = [(kind, seed, options.bits, part, options.jobs) for kind in options.kinds.split(",") for part in range(options.jobs)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
         done = pool.starmap(run_part, work, chunksize=1)
-        swap_work = [(kind, seed, options.bits, part, options.jobs) for kind in SWAP_KINDS for part in range(options.jobs)]
+        files = [("swap", kind) for kind in SWAP_KINDS] + [("reservation", kind) for kind in RESERVATION_KINDS]
+        swap_work = [(*file, seed, options.bits, part, options.jobs) for file in files for part in range(options.jobs)]
         done += pool.starmap(run_swap_part, swap_work, chunksize=1)
     report = summary(done, seed, options.bits, time.monotonic() - started)
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from nvmtool.media.pagefile import page_buffer
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.reservation import create_reservation, reservation_info
+from nvmtool.swap.reservation_check import check_reservation
 from nvmtool.swap.swapfile import SwapFile
 
 PAGE, BLOCK = 4096, 16 * 4096
@@ -71,3 +72,39 @@ def test_storage_that_was_not_lent_is_an_error_and_a_lent_block_without_pages_co
     result = check_swap(borrower, repair=True)
     assert (result.clean, result.repaired) == (True, 1)
     assert reservation_info(pool)["lent_bytes"] == 3 * BLOCK
+
+
+def test_a_block_that_came_home_before_the_swap_file_said_so_is_no_finding(borrower: Path) -> None:
+    pool = borrower.parent / "pool.rsv"
+    swap = SwapFile.open(borrower, writable=True)
+    swap.forget(np.arange(16))
+    swap.commit()
+    # The storage is the reservation's again; the word that counts no page says so with the next commit.
+    assert check_reservation(pool).clean
+    _kill(swap)
+    assert check_reservation(pool).clean
+    assert reservation_info(pool)["lent_bytes"] == 2 * BLOCK
+    with SwapFile.open(borrower, writable=True):
+        pass
+    assert check_reservation(pool).clean
+    assert _found(borrower) == []
+
+
+def test_killed_after_closing_the_words_the_next_open_still_says_what_is_lent(borrower: Path) -> None:
+    pool = borrower.parent / "pool.rsv"
+    swap = SwapFile.open(borrower, writable=True)
+    swap.swap_out(np.arange(40, 60), [row.data for row in page_buffer(20)])
+    swap._rest()
+    _kill(swap)
+    [finding] = check_reservation(pool).findings
+    assert finding.what == "1 blocks were being moved when a process was killed"
+    with SwapFile.open(borrower, writable=True):
+        pass
+    assert check_reservation(pool).clean
+
+
+def _kill(swap: SwapFile) -> None:
+    """Let go of everything as a kill would."""
+    swap.storage._file.close()
+    swap.pages.close()
+    swap._file.close()

@@ -79,7 +79,7 @@ class _OnGround:
                 return f"reserved block {block} is on its way still"
             if kind == word.HELD and not ground.has_all(RESERVATION, block):
                 return f"reserved block {block} is held and lacks storage"
-            if kind == word.LENT and (reserved[block] or not storage[where]):
+            if kind == word.LENT and (reserved[block] or not ground.has_all(SWAP, where)):
                 return f"reserved block {block} is lent, and the storage is not on that side alone"
             lent |= {where} if kind == word.LENT else set()
         extra = [block for block, mark in enumerate(storage) if mark and block not in lent]
@@ -127,9 +127,7 @@ class BorrowedOracle(_OnGround):
 
     def _repaired_first(self) -> str:
         """Let the check of the reservation repair it, and the swap file be opened only then."""
-        if found := [each for each in check_reservation(self._ground.reservation, repair=True).findings if each.severity != "leak"]:
-            if OTHER not in found[0].what:
-                return f"repair: {found[0].structure} {found[0].where} {found[0].what}"
+        check_reservation(self._ground.reservation, repair=True)
         if found := check_reservation(self._ground.reservation).findings:
             return f"repair left: {found[0].structure} {found[0].where} {found[0].what}"
         with SwapFile.open(self._ground.swap, writable=True):
@@ -190,6 +188,10 @@ class EndOracle(_OnGround):
 
     def _judge(self) -> Verdict:
         digest = self._digest()
+        for each in check_reservation(self._ground.reservation).findings:
+            # The swap file's own words are as they were: it is about to go, or gone.
+            if each.structure in ("held block", "lent block"):
+                return Verdict(digest, f"check: {each.structure} {each.where} {each.what}")
         try:
             ENDS[self._what](self._ground, self._uuid)
         except NotFoundError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..enumeration import Effort, Enumerator
 from ..suite import Suite
 from .bugs import BUGS
-from .operations import operations, plain_steps
+from .operations import IN_PAIRS, operations, plain_steps
 from .oracle import BorrowedOracle, EndOracle
 from .subject import BorrowedSubject
 from .workloads import ENDS, base, record, record_end
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from .oracle import _OnGround
 
 MECHANISMS = ("clone", "allocate")
+# Judging a state takes five times as long as that of one file.
+_MOST, _SAMPLES = 9, 8
 
 
 @cache
 def suite(mechanism: str) -> Suite:
     """Return the trials of one mechanism."""
     clones = mechanism == "clone"
+    special = [*(step.name for step in operations() if step.name not in IN_PAIRS), *ENDS]
 
     def recordings(workload: str) -> Iterator[Recording]:
         name = f"borrowed {mechanism}+{workload}"
@@ -41,17 +44,19 @@ def suite(mechanism: str) -> Suite:
     def enumerator(workload: str, effort: Effort, seed: int) -> Enumerator:
         subject = BorrowedSubject(base(clones=clones).media, clones=clones)
         judge: _OnGround = BorrowedOracle(clones=clones)
-        if workload in ENDS:
-            # The call that ends it is repeated as it is: that is its recovery.
+        effort = replace(effort, most=min(effort.most, _MOST), samples=min(effort.samples, _SAMPLES))
+        if workload in special:
+            # Of what ends the borrowing, the same call once more is the recovery.
             effort = replace(effort, depth=1)
+        if workload in ENDS:
             judge = EndOracle(workload, base(clones=clones).swap_uuid, clones=clones)
         return Enumerator(subject, judge, effort, seed)
 
     return Suite(
         name=f"borrowed-{mechanism}",
         bugs=BUGS,
-        operations=[step.name for step in operations()],
-        special=list(ENDS),
+        operations=list(IN_PAIRS),
+        special=special,
         usual=("out-into-new-block", "in-whole-block", "lend-and-shrink"),
         recordings=recordings,
         enumerator=enumerator,
