@@ -82,7 +82,7 @@ def take_lock(fd: int, path: Path, *, writable: bool, seconds: float = _WRITER_W
     """Take a writer's or a reader's place at a file; raises BusyError, or NotFoundError when it was deleted meanwhile."""
     if writable:
         lock.lock(fd, path, lock.WRITER, exclusive=True, seconds=seconds)
-        if os.fstat(fd).st_nlink == 0:
+        if not (path.exists() and os.path.samestat(path.stat(), os.fstat(fd))):
             raise NotFoundError(f"{path}: was deleted just now")
     else:
         lock.lock(fd, path, lock.CHECKPOINT, exclusive=False, seconds=_READER_WAIT_SECONDS)

@@ -132,6 +132,8 @@ class Ground:
         """Yield the storage of a range of whole blocks; in a block of which parts are written, pages that are not 0 are."""
         area = self.areas[name]
         for block in area.blocks(offset, length):
+            if block >= area.most:  # headroom
+                return
             at = area.base + block * BLOCK
             if area.marks[block] == WRITTEN:
                 yield sysio.Extent(at, BLOCK, at, True, False)
@@ -177,6 +179,8 @@ class GroundPages(PageFile):
         if (area := self._area) is None or offset < area.base:
             super().allocate(offset, length)
             return
+        if offset >= self.size:
+            return  # headroom, which no move here needs
         if self.ground.allocations_left == 0:
             raise NoSpaceError(f"{self.path}: full")
         self.ground.allocations_left -= 1

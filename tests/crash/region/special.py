@@ -40,7 +40,7 @@ def record_format(name: str, before: bytes) -> Recording:
     header = decode_header(origin.image[:BLOCK], "base")
     fd = os.memfd_create("target")
     os.ftruncate(fd, len(before))
-    target = SimpleNamespace(path=Path("memory.nvm"), fd=fd, in_place=True, allocate=lambda size, sparse: None)
+    target = SimpleNamespace(path=Path("memory.nvm"), fd=fd, in_place=True, allocate=lambda size, **_: None)
     with mock.patch.object(formatting, "open_store", lambda *_, **__: MemoryStore(trace, before, NVM)):
         formatting._write_image(target, header, _TAG, sparse=False)  # type: ignore[arg-type]
     os.close(fd)
