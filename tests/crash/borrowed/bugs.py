@@ -49,9 +49,6 @@ WORDS = [
     plant("borrower: LENT is never said", Borrower.close, "self._say_lent()", "pass", "out-into-new-block"),
     plant("borrower: what was lent is forgotten", _RETURN, "            self._put_lent()\n", "", "out-into-new-block+in-first-block"),
     plant("borrower: HELD is never said", Borrower._put_home, "self._file.words.put_held(homes)", "pass", "in-whole-block"),
-    plant(
-        "block words: a block on its way is free", BlockWords.find_held, "kinds == word.HELD)[", "kinds != word.LENT)[", "everything-anew"
-    ),
     plant("block words: the storage block before", BlockWords.put, "(storage + 1)", "storage", "everything-anew"),
     plant("homecoming: MOVING is not said", homecoming.forget, "        file.words.put(part", "        (lambda *_: None)(part", "forget"),
     plant(
