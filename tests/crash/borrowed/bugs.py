@@ -157,7 +157,7 @@ RECOVERY = [
         "False",
         "out-into-new-block",
     ),
-    plant("recovery: an empty block is taken for one with pages", SwapSide.occupied, "> 1", "> 0", "in-whole-block"),
+    plant("recovery: an empty block is taken for one with pages", SwapSide.occupied, "used > 0", "used >= 0", "in-whole-block"),
 ]
 
 RESIZE = [
