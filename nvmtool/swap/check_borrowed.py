@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BusyError, DamagedError, FormatError, NotFoundError
+from .opening import reservation_location
 from .reservationfile import ReservationFile
-from .swapfile import reservation_location
 
 if TYPE_CHECKING:
     from pathlib import Path

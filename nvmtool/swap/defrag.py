@@ -24,8 +24,9 @@ from . import layout as lay
 from .density import choose_to_empty
 from .interrupts import interrupts_deferred
 from .moves import Mover
+from .opening import read_fields
 from .remote import RemoteMover
-from .swapfile import SwapFile, read_fields
+from .swapfile import SwapFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

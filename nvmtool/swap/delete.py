@@ -12,8 +12,8 @@ from ..media import lock
 from ..media.imagefile import close_file, open_file, take_lock
 from ..media.newfile import remove_file
 from . import layout as lay
+from .opening import reservation_location
 from .reservation import leave
-from .swapfile import reservation_location
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ..media.pagefile import PageFile
 from ..media.root import Root
 from ..media.store import FileStore
 from . import layout as lay
-from .swapfile import read_fields
+from .opening import read_fields
 
 if TYPE_CHECKING:
     from ..media.word import Words

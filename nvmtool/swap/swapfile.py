@@ -11,7 +11,6 @@ Killed anywhere: each frame is in its slot with the contents that were swapped o
 from __future__ import annotations
 
 import math
-import os
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -20,14 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..errors import BusyError, DamagedError, NoSpaceError, NotFoundError, RefusedError, UsageError
-from ..media import lock
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import distinct, runs
 from ..media.pagefile import PageFile
 from ..media.root import Root
 from ..media.store import FileStore
 from . import layout as lay
-from .borrower import Borrower
 from .density import Density
 from .frames import (
     IN_MEMORY,
@@ -41,9 +38,9 @@ from .frames import (
     storage_states,
     storage_words,
 )
+from .opening import open_storage, read_fields, wait_for_helper
 from .remote import Service
 from .slots import Slots
-from .storage import PlainStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,10 +107,10 @@ class SwapFile:
             fields = read_fields(path, fd)
             take_lock(fd, path, writable=writable)
             if writable:
-                _wait_for_helper(fd, path)
+                wait_for_helper(fd, path)
             store = FileStore(path, fd, fields["data_start"] * lay.PAGE, writable=writable)
             pages = PageFile(path, fd, writable=writable)
-            storage = _open_storage(path, fields, pages, reservation, writable=writable)
+            storage = open_storage(path, fields, pages, reservation, writable=writable)
             swap = cls(store, pages, fields, storage, writable=writable, fd=fd)
             if writable:
                 swap.recover()
@@ -256,6 +253,9 @@ class SwapFile:
         states = self.states(frames)
         if (states < 0).any():
             raise NotFoundError(f"{self.path}: frame {int(frames[states < 0][0])} is not swapped")
+        if self.on_leave is not None:
+            for frame in frames.tolist():
+                self.on_leave(frame)
         self.journal.set_words(self._frame_base + frames, memory_words(frames))
         self._count(states, -1)
         self.slots.freed.extend(states.tolist())
@@ -468,44 +468,3 @@ class SwapFile:
         if what:
             raise DamagedError(f"{self.path}: {what}; nvmtool swap check tells all")
         return taken
-
-
-def _wait_for_helper(fd: int, path: Path) -> None:
-    """Let a helper of the writer before this one copy what it has begun; raises BusyError that names it."""
-    lock.lock(fd, path, lock.HELPER, exclusive=True, seconds=_HELPER_SECONDS)
-    lock.unlock(fd, lock.HELPER)
-
-
-def read_fields(path: Path, fd: int) -> dict[str, Any]:
-    """Return the header in force of an open file; raises FormatError, or DamagedError when the file is shorter than it says."""
-    fields = lay.SWAP_FORMAT.read(path, fd)
-    size = os.fstat(fd).st_size
-    wanted = fields["data_start"] * lay.PAGE + fields["nblocks"] * fields["slots_per_block"] * lay.PAGE
-    if size < wanted:
-        raise DamagedError(f"{path}: truncated: {size} bytes, the header says {wanted}")
-    return fields
-
-
-def reservation_location(path: Path, fields: dict[str, Any], said: str | Path | None = None) -> Path:
-    """Return where a swap file's reservation is: where somebody says, else where the header says."""
-    return Path(said) if said is not None else path.resolve().parent / fields["reservation_path"]
-
-
-def _open_storage(path: Path, fields: dict[str, Any], pages: PageFile, reservation: str | Path | None, *, writable: bool) -> Storage:
-    block_bytes, data_offset = fields["slots_per_block"] * lay.PAGE, fields["data_start"] * lay.PAGE
-    if not any(fields["reservation_uuid"]):
-        if reservation is not None:
-            raise UsageError(f"{path}: has no reservation")
-        return PlainStorage(pages, data_offset, block_bytes)
-    if not writable:  # a reader gives and takes nothing
-        return PlainStorage(pages, data_offset, block_bytes)
-    return Borrower.open(
-        reservation_location(path, fields, reservation),
-        reservation_uuid=fields["reservation_uuid"],
-        swap_uuid=fields["uuid"],
-        swap_path=path,
-        pages=pages,
-        data_offset=data_offset,
-        block_bytes=block_bytes,
-        writable=writable,
-    )

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from nvmtool.errors import BusyError, UsageError
@@ -130,6 +131,28 @@ def test_a_page_that_is_swapped_in_between_plan_and_commit_is_not_moved(tmp_path
     assert check_swap(guest.path).clean
 
 
+def test_a_page_that_is_forgotten_between_plan_and_commit_is_not_moved(tmp_path: Path) -> None:
+    guest = sparse_guest(tmp_path / "vm.swap")
+    mover = Mover(guest.swap)
+    mover.begin()
+    moves = mover.plan(50)
+    owners = {guest.swap.state_of(frame): frame for frame in guest.swapped}
+    gone = [owners[slot] for slot in moves.sources[:5].tolist()]
+    guest.swap.forget(np.array(gone))
+    for frame in gone:
+        del guest.swapped[frame]
+    for source, target in zip(moves.sources.tolist(), moves.targets.tolist(), strict=True):
+        page = bytearray(PAGE)
+        guest.swap.pages.read(guest.swap.offset_of(source), [memoryview(page)])
+        guest.swap.pages.write(guest.swap.offset_of(target), [bytes(page)])
+    assert mover.commit() == len(moves.sources) - 5
+    mover.end()
+    assert (guest.swap.states(np.array(gone)) < 0).all()
+    guest.verify()
+    guest.close()
+    assert check_swap(guest.path).clean
+
+
 def test_an_aborted_plan_leaves_no_slot_held(tmp_path: Path) -> None:
     guest = sparse_guest(tmp_path / "vm.swap")
     taken = guest.swap.density.taken.copy()
@@ -192,7 +215,7 @@ def test_a_new_writer_waits_for_a_helper_that_copies_for_a_dead_vm(tmp_path: Pat
         assert len(helper.plan(100).targets)
         answering.join()
         guest.close()
-        monkeypatch.setattr("nvmtool.swap.swapfile._HELPER_SECONDS", 0.1)
+        monkeypatch.setattr("nvmtool.swap.opening._HELPER_SECONDS", 0.1)
         with pytest.raises(BusyError, match="in use by"):
             SwapFile.open(guest.path, writable=True)
     os.close(fd)
