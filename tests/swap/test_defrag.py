@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from nvmtool.errors import BusyError, UsageError
+from nvmtool.errors import UsageError
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.defrag import Defragmenter, DefragResult, plan_defrag
 from nvmtool.swap.moves import Mover
-from nvmtool.swap.remote import RemoteMover
 from nvmtool.swap.swapfile import SwapFile
 
 from .guest import PAGE, Guest
@@ -200,24 +197,3 @@ def test_killed_at_random_moments_nothing_is_lost_and_the_next_run_goes_on(tmp_p
     guest.close()
     guest.verify()
     assert check_swap(guest.path).clean
-
-
-def test_a_new_writer_waits_for_a_helper_that_copies_for_a_dead_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = sparse_guest(tmp_path / "vm.swap")
-    guest.swap.serve()
-    service = guest.swap.service
-    assert service is not None
-    answering = threading.Thread(target=lambda: [service.answer(20) for _ in range(50)])
-    answering.start()
-    fd = os.open(guest.path, os.O_RDWR)
-    with RemoteMover(guest.path, fd) as helper:
-        helper.begin()
-        assert len(helper.plan(100).targets)
-        answering.join()
-        guest.close()
-        monkeypatch.setattr("nvmtool.swap.opening._HELPER_SECONDS", 0.1)
-        with pytest.raises(BusyError, match="in use by"):
-            SwapFile.open(guest.path, writable=True)
-    os.close(fd)
-    SwapFile.open(guest.path, writable=True).close()
-    guest.verify()
