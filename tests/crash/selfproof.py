@@ -21,7 +21,7 @@ _EFFORT = Effort(most=7, samples=6, prove_one_of=10**9, depth=1)
 
 def find_bug(bug: Plant, suites: Sequence[Suite], seed: int) -> str:
     """Plant a bug and return the first failure that the harness reports, empty when it finds nothing."""
-    for effort in (_EFFORT,) if bug.redundant else (_EFFORT, replace(_EFFORT, depth=2)):
+    for effort in (_EFFORT,) if bug.redundant else (_EFFORT, replace(_EFFORT, depth=2, prove_one_of=20)):
         for suite in suites:
             for workload in bug.workloads or suite.usual:
                 if found := _try(bug, workload, suite, effort, seed):
