@@ -38,7 +38,7 @@ demo: $(READY) ## do the whole main job once, on real data
 	@$(BIN)/python bench/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 crash: $(READY) ## cut every operation off at every store, and prove that planted bugs are found (SEED=, SECONDS=)
 	$(BIN)/python -m tests.crash.run '$(SEED)' $(SECONDS)
