@@ -341,6 +341,7 @@ ENDS = [
         " or (self.used == 0).any()",
         "",
         "in-whole-block",
+        redundant="the record that empties a block says that somebody works, so that the next process looks anyway",
     ),
     plant("swap: recovery gives nothing back", SwapFile.recover, "        self.storage.recover(occupied)\n", "", "out-into-new-block"),
     plant(
