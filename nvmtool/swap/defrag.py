@@ -44,7 +44,7 @@ _ALONE_PAGES = 16384
 _BESIDE_PAGES = 1024
 _JOBS_AT_ONCE = 128
 # Alone, several requests at the device at a time; beside a VM its faults come first.
-_ALONE_WORKERS = 4
+_ALONE_WORKERS = 8
 _BESIDE_WORKERS = 1
 # So many passes are made where blocks are left; then only while each at least halves them.
 _PASSES = 6
