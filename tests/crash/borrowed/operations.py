@@ -79,7 +79,7 @@ def _join(swap: SwapFile) -> None:
 
 def _join_and_leave(swap: SwapFile) -> None:
     _join(swap)
-    leave(_reservation(swap), _OTHERS_UUID)
+    leave(_reservation(swap), _OTHERS_UUID, swap.path.parent / OTHER)
 
 
 def _joined(model: Model) -> Model:

@@ -31,7 +31,7 @@ NBLOCKS, PROMISE = 6, 5
 SIZE, PROMISED = -1, -2
 THERE, LEFT = "there", "left"
 ENDS = {
-    "leave": lambda ground, uuid: leave(ground.reservation, uuid),
+    "leave": lambda ground, uuid: leave(ground.reservation, uuid, ground.swap),
     "forget": lambda ground, uuid: forget_lender(ground.reservation, ground.swap),
 }
 
