@@ -39,7 +39,7 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
         crcs = _copy(device, device.mass, blocks, slots)
         # The copies must be durable before any word names them.
         device.mass.fence()
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too must not leave copies that nothing names
         device.mass.punch(slots)
         if isinstance(error, NoSpaceError):
             raise MassFullError(str(error)) from error

@@ -95,7 +95,7 @@ class Device:
                 if not any_pair:
                     device.slots.pairing.require_sound()
                 device.resume()
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep the locks
             if mass_store is not None:
                 mass_store.close()
             close_file(fd)

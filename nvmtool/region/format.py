@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 import uuid
@@ -14,6 +13,7 @@ from ..errors import BusyError, DamagedError, ExistsError, FormatError, UsageErr
 from ..media import lock, sysio
 from ..media.journal import Journal
 from ..media.newfile import NewFile
+from ..media.pagefile import page_buffer
 from ..media.root import new_root_block
 from ..media.store import open_store, translated
 from . import layout as lay
@@ -97,7 +97,7 @@ def _first_numbers(mass_tag: int) -> dict[str, int]:
 
 
 def _store_zeros(store: Store, first: int, nblocks: int) -> None:
-    zeros = memoryview(mmap.mmap(-1, 1 << 20))
+    zeros = page_buffer(256).reshape(-1).data
     end = (first + nblocks) * lay.BLOCK_SIZE
     for start in range(first * lay.BLOCK_SIZE, end, len(zeros)):
         store.store_bytes(start, [zeros[: end - start]])

@@ -81,7 +81,7 @@ class MassStore:
             size = sysio.file_size(fd)
             if size < min_slots * lay.BLOCK_SIZE:
                 raise DamagedError(f"{path}: mass store has {size} bytes, its slots end at {min_slots * lay.BLOCK_SIZE}")
-        except BaseException:
+        except BaseException:  # an interrupt too must not leak the descriptor
             os.close(fd)
             raise
         return cls(path, fd, tag, writable=writable)

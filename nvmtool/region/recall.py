@@ -116,7 +116,7 @@ def _apply(region: Region, words: LeafWords, states: list[Record], job: Job) -> 
     blocks = device.blocks.take(len(units))
     try:
         _copy_from_mass(region, slots, blocks)
-    except BaseException:
+    except BaseException:  # an interrupt too must not keep blocks that nothing names
         device.blocks.give_back(blocks)
         raise
     device.blocks.name(blocks, word.BLOCK)

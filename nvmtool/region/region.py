@@ -180,7 +180,7 @@ class Region:
                 for index in set(indexes.tolist()) & data.keys() if data else ():
                     self.device.journal.add_data(self._pending[index], data[index])
                 self.pages.map(indexes, blocks)
-        except BaseException:
+        except BaseException:  # an interrupt too: rolled back, the blocks are still those of pending writes
             self.device.blocks.hold(blocks)
             raise
         for index in indexes.tolist():
@@ -227,7 +227,7 @@ class Region:
                 end = done + length * lay.BLOCK_SIZE
                 self.device.journal.store_data(start, [data[done:end]])
                 done = end
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep blocks that nothing names
             self.device.blocks.give_back(blocks)
             raise
         self._pending.update(zip(indexes.tolist(), blocks.tolist(), strict=True))

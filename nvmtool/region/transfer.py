@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from ..errors import DamagedError, FormatError, NotFoundError, RefusedError, Usa
 from ..media import sysio, word
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
+from ..media.pagefile import page_buffer
 from ..media.store import Writer, translated
 from . import layout as lay
 
@@ -76,14 +76,14 @@ def import_file(region: Region, src: str, offset: int = 0, progress: Progress = 
         size = 0 if piped else sysio.file_size(fd)
         region.check_range(offset, size)
         position = 0
-        buffer = mmap.mmap(-1, _CHUNK)
+        buffer = page_buffer(_CHUNK // lay.BLOCK_SIZE).reshape(-1).data
         for start, length in _iter_chunks(fd, size, buffer, piped=piped):
             _discard(region, offset + position, start - position)
             if offset + start + length > region.size_bytes:
                 raise UsageError(f"{src}: is longer than region {region.name!r}, which holds its first {start} bytes now")
             if piped and start == 0 and buffer[:4] == _QCOW2_MAGIC:
                 raise FormatError(f"{src}: a qcow2 image cannot be read from a pipe; save it in a file")
-            written += _store_chunk(region, offset + start, memoryview(buffer)[:length])
+            written += _store_chunk(region, offset + start, buffer[:length])
             position = start + length
             if progress is not None:
                 progress(position, max(size, position), "bytes")
@@ -156,9 +156,8 @@ def _raw_of_qcow2(path: Path) -> Iterator[int]:
             yield reopened.fileno()
 
 
-def _iter_chunks(fd: int, size: int, buffer: mmap.mmap, *, piped: bool) -> Iterator[tuple[int, int]]:
-    """Fill the buffer with the source's data, chunk by chunk; yield (position, length) of each. Holes are passed over."""
-    view = memoryview(buffer)
+def _iter_chunks(fd: int, size: int, view: memoryview, *, piped: bool) -> Iterator[tuple[int, int]]:
+    """Fill the view with the source's data, chunk by chunk; yield (position, length) of each. Holes are passed over."""
     position = 0
     while piped or position < size:
         if not piped:

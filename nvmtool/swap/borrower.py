@@ -90,7 +90,7 @@ class Borrower:
                 lender = _note_place(file, lender, swap_path)
             borrower = cls(file, lender, pages, data_offset)
             file.end_turn() if writable else file.end_reading()
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep other borrowers waiting
             file.close()
             raise
         return borrower
@@ -173,8 +173,8 @@ class Borrower:
                 self._punch_homes(self._unsaid)
             try:
                 yield
-            except BaseException:
-                self._home = self._home[:0]  # how far it came is in the words alone
+            except BaseException:  # an interrupt too: how far it came is in the words alone
+                self._home = self._home[:0]
                 raise
 
     def _is_as_remembered(self, blocks: Ints) -> bool:

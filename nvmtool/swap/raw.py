@@ -37,7 +37,7 @@ class RawSwap:
             self.store = FileStore(path, fd, self.fields["data_start"] * lay.PAGE, writable=writable)
             self.pages = PageFile(path, fd, writable=False)
             self.file = ImageFile(self.store, self.fields["log_start"], self.fields["log_blocks"], writable=writable, fd=fd)
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep the locks
             close_file(fd)
             raise
         self.journal = self.file.journal

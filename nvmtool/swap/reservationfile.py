@@ -74,7 +74,7 @@ class ReservationFile:
             _require_size(path, fd, file.size_of(file.nblocks))
             if writable:
                 file.headroom.refill()
-        except BaseException:
+        except BaseException:  # an interrupt too must not keep other borrowers waiting
             close_file(fd)
             raise
         return file

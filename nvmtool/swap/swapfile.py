@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -103,20 +103,22 @@ class SwapFile:
         """
         path = Path(path)
         fd = open_file(path, writable=writable)
-        try:
+        with ExitStack() as opened:
+            opened.callback(close_file, fd)
             fields = read_fields(path, fd)
             take_lock(fd, path, writable=writable)
             if writable:
                 wait_for_helper(fd, path)
             store = FileStore(path, fd, fields["data_start"] * lay.PAGE, writable=writable)
+            opened.callback(store.close)
             pages = PageFile(path, fd, writable=writable)
+            opened.callback(pages.close)
             storage = open_storage(path, fields, pages, reservation, writable=writable)
+            opened.callback(storage.close)
             swap = cls(store, pages, fields, storage, writable=writable, fd=fd)
             if writable:
                 swap.recover()
-        except BaseException:
-            close_file(fd)
-            raise
+            opened.pop_all()
         return swap
 
     def __enter__(self) -> Self:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nvmtool.errors import NotFoundError
+from nvmtool.errors import DamagedError, NotFoundError
 from nvmtool.media.pagefile import page_buffer
 from nvmtool.swap.check import check_swap
 from nvmtool.swap.create import create_swap
@@ -108,3 +109,24 @@ def _kill(swap: SwapFile) -> None:
     swap.storage._file.close()
     swap.pages.close()
     swap._file.close()
+
+
+def test_an_open_that_fails_leaves_nothing_open(borrower: Path) -> None:
+    with SwapFile.open(borrower, writable=True) as swap:
+        word_of_frame_5 = (swap.fields["frame_start"] * PAGE) + 5 * 8
+    data = bytearray(borrower.read_bytes())
+    data[word_of_frame_5 + 1] ^= 1
+    borrower.write_bytes(data)
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert _is_damaged(borrower)
+    gc.collect()  # mappings go with the frames that the exception held
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        SwapFile.open(path, writable=True)
+    except DamagedError:
+        return True
+    return False
