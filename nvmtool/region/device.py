@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Self
 from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, UsageError
 from ..media import word
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
+from ..media.record import check_name
 from ..media.root import Root
 from ..media.store import open_store
 from . import layout as lay
 from .blocks import Blocks
 from .header import HEADER_FORMAT, Header
 from .mass import MassStore
-from .records import RecordTable, check_name
+from .records import RecordTable
 from .region import Region
 from .slots import Slots
 
