@@ -159,6 +159,10 @@ class FrameTable:
         self.set_all(gone, lay.PARKED if park else lay.FREE)
         return gone
 
+    def copy_words(self, sources: Ints, targets: Ints) -> None:
+        """Let frames be to their users what others are."""
+        self._set(targets, self._words[sources])
+
     def lend(self, mpns: Ints) -> None:
         """Let pages of the device image be frames, free ones; those that are already stay as they are."""
         fresh = mpns[self._words[mpns] == 0]

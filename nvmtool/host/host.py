@@ -6,6 +6,7 @@ The folder, what survives what, and the locks are in docs/host.md. Turns are tak
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid as uuids
@@ -223,6 +224,40 @@ class Host:
             yield
 
     @contextmanager
+    def guest_place(self, vm: Vm) -> Iterator[None]:
+        """Be the one guest at work on a VM; raises BusyError that names another."""
+        fd, byte = self.file.fd, lock.guest_of(vm.number)
+        lock.lock(fd, self.path / HOST_FILE, byte, exclusive=True, seconds=0)
+        try:
+            yield
+        finally:
+            lock.unlock(fd, byte)
+
+    def has_guest(self, vm: Vm) -> bool:
+        """Tell whether a guest is at work on a VM, in another process."""
+        return lock.is_held(self.file.fd, lock.guest_of(vm.number))
+
+    def is_wanted(self, number: int) -> bool:
+        """Tell whether another process waits for the turn of a VM that this one has."""
+        return lock.is_held(self.file.fd, lock.wanted_of(number), shared=True)
+
+    @contextmanager
+    def pause_turn(self, number: int) -> Iterator[None]:
+        """Let others have a VM inside, whose turn this process has before and afterwards; records are seen anew afterwards."""
+        fd, file = self.file.fd, self.path / HOST_FILE
+        self.held_turns.discard(number)
+        lock.unlock(fd, lock.turn_of(number))
+        try:
+            yield
+        finally:
+            lock.lock(fd, file, lock.wanted_of(number), exclusive=True, seconds=math.inf)
+            lock.lock(fd, file, lock.turn_of(number), exclusive=True, seconds=math.inf)
+            lock.unlock(fd, lock.wanted_of(number))
+            self.held_turns.add(number)
+            with self.turn():
+                pass
+
+    @contextmanager
     def quiet(self) -> Iterator[None]:
         """Keep all VMs, the records and the frame table as they are: running VMs pause, nobody has turns; also where opened for reading."""
         fd, file = self.file.fd, self.path / HOST_FILE
@@ -239,14 +274,6 @@ class Host:
                 if numbers == [vm.number for vm in self.all_vms() if not vm.is_off]:
                     yield
                     return
-
-    def is_at_work(self, vm: Vm) -> bool:
-        """Tell whether another process has the VM's turn now."""
-        return lock.is_held(self.file.fd, lock.turn_of(vm.number))
-
-    def holder_of(self, vm: Vm) -> str:
-        """Describe the process that has the VM's turn."""
-        return lock.holder(self.path / HOST_FILE, lock.turn_of(vm.number))
 
     def map_of(self, vm: Vm) -> VmMap:
         """Open the map of a running VM; the caller closes it. Raises NotFoundError when its memory went with an earlier life."""
@@ -317,7 +344,7 @@ class Host:
         target = folder.resolve()
         for each in target.iterdir():
             shutil.rmtree(each) if each.is_dir() else each.unlink()
-        FrameTable.create(folder / "frames", self.nram, self.nnvm, self.life, sparse=self._is_sparse())
+        FrameTable.create(folder / "frames", self.nram, self.nnvm, self.life, sparse=self.is_sparse())
         self._frames = FrameTable(folder / "frames", self.nram, self.nnvm, writable=True)
         self._frames.put("working", 1)
         rebuild(self)
@@ -335,8 +362,12 @@ class Host:
                 lock.unlock(fd, lock.turn_of(number))
         self.file.close()
 
-    def _is_sparse(self) -> bool:
-        status = (self.path / MEMORY_FILE).stat()
+    def is_sparse(self) -> bool:
+        """Tell whether machine memory gets its storage only when it is used."""
+        try:
+            status = (self.path / MEMORY_FILE).stat()
+        except OSError:  # it went with the machine's earlier life
+            return False
         return status.st_blocks * 512 < status.st_size // 2
 
     @contextmanager

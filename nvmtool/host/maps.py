@@ -92,11 +92,14 @@ class VmMap:
         for at, length in self._file.iter_written(first + lay.VM_MAP_START, count):
             self._file.fill(at, length, 0)
 
+    def iter_written(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, behind) of the page frames whose words may differ from 0."""
+        for at, count in self._file.iter_written(start + lay.VM_MAP_START, stop - start):
+            yield at - lay.VM_MAP_START, min(at - lay.VM_MAP_START + count, stop)
+
     def iter_present(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_]]]:
         """Yield (PPNs, MPNs, shared flags) of the page frames that are in memory, ascending, a window at a time."""
-        stop = self.nframes if stop is None else stop
-        for at, count in self._file.iter_written(start + lay.VM_MAP_START, stop - start):
-            first, behind = at - lay.VM_MAP_START, min(at - lay.VM_MAP_START + count, stop)
+        for first, behind in self.iter_written(start, self.nframes if stop is None else stop):
             for begin in range(first, behind, _WINDOW):
                 words = self.array[begin : min(begin + _WINDOW, behind)]
                 ppns = np.flatnonzero(words)
@@ -157,15 +160,12 @@ class SavedMap:
         return cls(path, fd, number, nframes, writable=writable)
 
     def write(self, first: int, words: Words) -> None:
-        """Save the map words of consecutive page frames, durable with the next fence; 0 is saved as 0."""
+        """Save the map words (see VmMap) of consecutive page frames, durable with the next fence."""
         ppns = np.arange(first, first + len(words))
         present = words != 0
         mpns, shared = split_words(words)
         payloads = (mpns.astype(np.uint64) << _ONE) + shared.astype(np.uint64) + np.uint64(word.MEMORY << word.VALUE_BITS | 1)
         sealed = np.where(present, word.seal_array(payloads, word.places_array(lay.MAP_PLACE, self._number, ppns)), np.uint64(0))
-        self._write_words(first, sealed)
-
-    def _write_words(self, first: int, sealed: Words) -> None:
         self._pages.write(lay.MAP_START * lay.PAGE + first * 8, [np.ascontiguousarray(sealed).view(np.uint8).data])
 
     def fence(self) -> None:
@@ -197,9 +197,7 @@ class SavedMap:
 
     def iter_present(self, start: int, stop: int) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_]]]:
         """Yield (PPNs, MPNs, shared flags) of the page frames that are in memory, ascending, a window at a time; raises DamagedError."""
-        base = lay.MAP_START * lay.PAGE
-        for offset, length in sysio.iter_data(self._fd, base + start * 8, (stop - start) * 8):
-            first, behind = (offset - base) // 8, (offset - base + length) // 8
+        for first, behind in self.iter_data(start, stop):
             for begin in range(first, behind, _WINDOW):
                 words = self.read(begin, min(begin + _WINDOW, behind))
                 ppns = np.flatnonzero(words)
@@ -213,9 +211,14 @@ class SavedMap:
             yield (offset - base) // 8, (offset - base + length) // 8
 
     def replace(self, ppns: Ints, words: Words) -> None:
-        """Save other map words for single page frames of a suspended VM, durable on return; each is stored in one piece or not at all."""
-        for ppn, value in zip(ppns.tolist(), words, strict=True):
-            self.write(ppn, np.array([value], np.uint64))
+        """Save other map words for page frames (ascending) of a suspended VM, durable on return. Killed in between, each is old or new."""
+        for start in range(0, self.nframes, _WINDOW):
+            inside = (ppns >= start) & (ppns < start + _WINDOW)
+            if inside.any():
+                first, behind = int(ppns[inside][0]), int(ppns[inside][-1]) + 1
+                window = self.read(first, behind)
+                window[ppns[inside] - first] = words[inside]
+                self.write(first, window)
         self.fence()
 
     def close(self) -> None:

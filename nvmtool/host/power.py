@@ -21,8 +21,12 @@ from . import layout as lay
 from .admission import most_for
 from .create import SWAP_BLOCK_BYTES, drop_swap
 from .maps import VmMap, remove_map
+from .rebuild import has_running_part, iter_running
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .frames import FrameTable
     from .host import Host
     from .records import Vm
@@ -191,9 +195,7 @@ def _release(host: Host, vm: Vm, frames: FrameTable) -> None:
     sweep_parked(frames)
 
 
-def _shared_frames(host: Host, vm: Vm) -> list:  # type: ignore[type-arg]
-    from .rebuild import has_running_part, iter_running
-
+def _shared_frames(host: Host, vm: Vm) -> list[NDArray[np.int64]]:
     return [mpns[shared] for mpns, shared in iter_running(host, vm)] if has_running_part(vm) else []
 
 

@@ -48,6 +48,7 @@ class Space:
         self._swap: SwapFile | None = None
         self._looked_for_swap = False
         self._uncommitted = 0
+        self.swap_ins = self.swap_outs = 0
         if self.map.get("working"):
             self._recover()
         self.map.put("working", 1)
@@ -67,7 +68,8 @@ class Space:
         if not self._looked_for_swap:
             path = self.host.swap_path(self.vm)
             if path.exists():
-                self._swap = SwapFile.open(path, writable=True, reservation=self.host.reservation_path(self.host.pool_numbered(self.vm.pool)))
+                reservation = self.host.reservation_path(self.host.pool_numbered(self.vm.pool))
+                self._swap = SwapFile.open(path, writable=True, reservation=reservation)
                 self._forget_doubles(self._swap)
             self._looked_for_swap = True
         return self._swap
@@ -93,6 +95,7 @@ class Space:
             if self.swap is not None and self.swap.state_of(ppn) >= 0:
                 self.swap.swap_in(ppn, self.memory.page(mpn))
                 self._uncommitted += 1
+                self.swap_ins += 1
             else:
                 self.memory.page(mpn)[:] = ZEROS
         except BaseException:  # an interrupt too: the frame is nobody's yet
@@ -184,6 +187,7 @@ class Space:
                 break
             self._uncommitted = 0
             self.drop(batch)
+            self.swap_outs += len(batch)
             done += len(batch)
         return done
 

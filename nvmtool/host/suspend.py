@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, RefusedError, UsageError
+from ..errors import DamagedError, RefusedError
 from ..media import lock
 from ..text import human
 from . import layout as lay
-from .admission import guaranteed_to, most_for
+from .admission import most_for
 from .create import make_memory
 from .host import HOST_FILE
 from .maps import BATCH, SavedMap, VmMap, remove_map, split_words
 from .power import power_off, sweep_parked
+from .reclaim import settle_count
 from .space import Space
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .frames import FrameTable
     from .host import Host
     from .records import Vm
@@ -51,14 +54,12 @@ def suspend(host: Host, name: str, *, batch: int = BATCH, most_batches: int | No
     with host.vm_turns([number]):
         vm = host.vm_numbered(number)
         if vm.state == lay.ON:
-            with Space(host, vm) as space:
-                # Frames at hand go back, and what is on its way to or from the swap file is settled.
-                space.require_quiet()
-            create = SavedMap.create(
-                host.saved_map_path(vm), host_uuid=host.uuid, vm_uuid=vm.uuid, number=number, nframes=vm.memory_pages
-            )
-            create.fence()
-            create.close()
+            with Space(host, vm):
+                pass  # frames that a killed process had at hand go back
+            path = host.saved_map_path(vm)
+            saved = SavedMap.create(path, host_uuid=host.uuid, vm_uuid=vm.uuid, number=number, nframes=vm.memory_pages)
+            saved.fence()
+            saved.close()
             with host.turn():
                 host.put_vm(vm, state=lay.SUSPENDING, cursor=0, saved_pages=0)
         elif vm.state == lay.RESUMING:
@@ -66,7 +67,7 @@ def suspend(host: Host, name: str, *, batch: int = BATCH, most_batches: int | No
                 host.put_vm(vm, state=lay.SUSPENDING)
         elif vm.state != lay.SUSPENDING:
             raise RefusedError(f"VM {name}: is {vm.state_name}, only a running VM can be suspended")
-        return _save_all(host, host.vm_numbered(number), batch, most_batches, progress)
+        return _save_all(host, settle_count(host, host.vm_numbered(number)), batch, most_batches, progress)
 
 
 def _save_all(host: Host, vm: Vm, batch: int, most_batches: int | None, progress: Progress) -> Moved:
@@ -92,18 +93,15 @@ def _save_all(host: Host, vm: Vm, batch: int, most_batches: int | None, progress
 
 
 def _next_cursor(vm_map: VmMap, cursor: int, batch: int) -> int:
-    """Return where the next batch of page frames ends; stretches that were never written are passed in one step."""
-    for ppns, _, _ in vm_map.iter_present(cursor):
-        return min(max(int(ppns[0]) + batch - (int(ppns[0]) - cursor) % batch, cursor + batch), vm_map.nframes)
+    """Return where the next batch of page frames ends; a stretch that was never written is passed in one step."""
+    for first, _ in vm_map.iter_written(cursor, vm_map.nframes):
+        return min(max(first, cursor) + batch, vm_map.nframes)
     return vm_map.nframes
 
 
 def _save_batch(host: Host, vm: Vm, vm_map: VmMap, saved: SavedMap, behind: int) -> int:
-    words = np.zeros(0, np.uint64)
-    npages = 0
-    flagged = []
-    held = []
-    for first, last in _stretches(vm_map, vm.cursor, behind):
+    npages, flagged, held = 0, [], []
+    for first, last in vm_map.iter_written(vm.cursor, behind):
         words = vm_map.array[first:last].copy()
         saved.write(first, words)
         mpns, shared = split_words(words[words != 0])
@@ -123,10 +121,6 @@ def _save_batch(host: Host, vm: Vm, vm_map: VmMap, saved: SavedMap, behind: int)
     return sum(len(mpns) for mpns in flagged)
 
 
-def _stretches(vm_map: VmMap, start: int, stop: int) -> list[tuple[int, int]]:
-    return [(int(ppns[0]), int(ppns[-1]) + 1) for ppns, _, _ in vm_map.iter_present(start, stop)]
-
-
 def resume(host: Host, name: str, *, batch: int = BATCH, most_batches: int | None = None, progress: Progress = None) -> Moved:
     """Resume a suspended VM, or one whose suspension or resumption was cut off; it runs on return, with every page where it was.
 
@@ -143,7 +137,7 @@ def resume(host: Host, name: str, *, batch: int = BATCH, most_batches: int | Non
                 _require_memory(host, vm)
                 VmMap.create(host.volatile_map_path(number), vm.memory_pages, host.life)
             host.put_vm(vm, state=lay.RESUMING)
-        return _restore_all(host, host.vm_numbered(number), batch, most_batches, progress)
+        return _restore_all(host, settle_count(host, host.vm_numbered(number)), batch, most_batches, progress)
 
 
 def _require_memory(host: Host, vm: Vm) -> None:
@@ -195,7 +189,7 @@ def _restore_batch(host: Host, vm: Vm, vm_map: VmMap, saved: SavedMap, first: in
     return int(shared.sum()), swept
 
 
-def _require_held(frames: FrameTable, vm: Vm, mpns: np.ndarray, shared: np.ndarray) -> None:  # type: ignore[type-arg]
+def _require_held(frames: FrameTable, vm: Vm, mpns: NDArray[np.int64], shared: NDArray[np.bool_]) -> None:
     frames.require(mpns)
     own = mpns[~shared]
     wrong = (frames.kinds(own) != lay.HELD_BY_SUSPENDED) | (frames.values(own) != vm.number)
@@ -217,7 +211,7 @@ def restart(host: Host, *, force: bool = False) -> int:
         if not force:
             raise
         is_lost = True
-    doomed = [vm for vm in host.all_vms() if is_lost and not vm.is_off or vm.state not in (lay.OFF, lay.SUSPENDED)]
+    doomed = [vm for vm in host.all_vms() if (is_lost and not vm.is_off) or vm.state not in (lay.OFF, lay.SUSPENDED)]
     if doomed and not force:
         names = ", ".join(f"{vm.name} is {vm.state_name}" for vm in doomed)
         raise RefusedError(f"{host.path}: {names}: suspend or power off first; --force loses what they have in memory")
@@ -243,5 +237,3 @@ def restart(host: Host, *, force: bool = False) -> int:
             power_off(host, vm.name)  # what is left of them: maps and swap
     return len(doomed)
 
-
-__all__ = ["UsageError", "guaranteed_to"]

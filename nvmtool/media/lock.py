@@ -39,12 +39,17 @@ _POLL_SECONDS = 0.005
 
 def turn_of(number: int) -> int:
     """Return the byte of a VM's turn."""
-    return _VMS + 2 * number
+    return _VMS + 4 * number
 
 
 def wanted_of(number: int) -> int:
     """Return the byte that says who wants a VM's turn next."""
-    return _VMS + 2 * number + 1
+    return _VMS + 4 * number + 1
+
+
+def guest_of(number: int) -> int:
+    """Return the byte that the one guest at work on a VM holds all the time."""
+    return _VMS + 4 * number + 2
 
 
 def _flock(kind: int, byte: int) -> bytes:
