@@ -1,8 +1,8 @@
 """The memory resource tree, and the proof that every page is counted once (T3).
 
-Capacity are the frames of RAM and those that NVM lends. In RAM each frame is private, shared (once), held by a suspended VM, parked, or free; lent ones
-are a kind of their own, in use or free. What VMs have is counted by their maps, what is free and parked by the frame table: two sources, whose
-sum must be the capacity.
+Capacity are the frames of RAM and those that NVM lends. In RAM each frame is private, shared (once), held by a suspended VM, parked, or
+free; lent ones are a kind of their own, in use or free. What VMs have is counted by their maps, what is free and parked by the frame
+table: two sources, whose sum must be the capacity.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where every page is. `difference_pages` is 0 when each is counted once; `refs_difference` when shared frames' counts are the maps'."""
+    """Where every page is. `difference_pages` is 0 when each is counted once; `refs_difference` when the counts of shared frames are right."""
 
     capacity_pages: int
     private_pages: int

@@ -1,8 +1,8 @@
 """Who is guaranteed how much memory, and whether one more guarantee can be kept (T3, T7).
 
 Guaranteed are, each once, the granted memory of VMs that run (also those that are being suspended or resumed), and the frames of suspended
-ones, which nobody can take. A resuming VM counts with what it is granted, and no more with what its client node still has. Memory lent by NVM is not
-guaranteed to anybody: it can be called back.
+ones, which nobody can take. A resuming VM counts with what it is granted, and no more with what its client node still has. Memory lent by
+NVM is not guaranteed to anybody: it can be called back.
 """
 
 from __future__ import annotations

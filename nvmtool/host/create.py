@@ -42,9 +42,9 @@ def init_host(
 ) -> None:
     """Create a host's folder with machine memory, nothing in it, and a root pool.
 
-    `memory` is a folder, best on tmpfs, in which machine memory and volatile state are put; `swap_bytes` is what the root pool's reservation
-    has from the start. Machine memory is allocated unless `sparse`. Raises UsageError, ExistsError, FormatError for an `nvm` that is no device
-    image, or NoSpaceError; killed in between, there is no host yet, and the same call makes one.
+    `memory` is a folder, best on tmpfs, in which machine memory and volatile state are put; `swap_bytes` is what the root pool's
+    reservation has from the start. Machine memory is allocated unless `sparse`. Raises UsageError, ExistsError, FormatError for an `nvm`
+    that is no device image, or NoSpaceError; killed in between, there is no host yet, and the same call makes one.
     """
     path = Path(path)
     ram_pages = _pages(ram_bytes, "RAM", least=MIN_RAM_PAGES)
@@ -220,8 +220,9 @@ def _write_file(path: Path, fields: dict[str, object]) -> None:
         for copy in COPIES:
             store.store_bytes(copy * lay.PAGE, [lay.HOST_FORMAT.encode(fields)])
         store.fence()
-        file = ImageFile(store, lay.host_areas()["log_start"], lay.host_areas()["log_blocks"], writable=True)
-        pools = Records(file.journal, lay.POOL_RECORD, lay.POOL_PLACE, start=lay.host_areas()["pool_start"], most=lay.MAX_POOLS, noun="pool")
+        areas = lay.host_areas()
+        file = ImageFile(store, areas["log_start"], areas["log_blocks"], writable=True)
+        pools = Records(file.journal, lay.POOL_RECORD, lay.POOL_PLACE, start=areas["pool_start"], most=lay.MAX_POOLS, noun="pool")
         with file.transaction():
             new_pool(pools, ROOT_POOL, parent=-1, reservation=0, limit=0, shares=DEFAULT_SHARES)
         file.journal.checkpoint()
@@ -240,7 +241,7 @@ def _nvm_pages(nvm: Path) -> int:
 
 
 def _stored_path(path: Path, nvm: Path) -> str:
-    """Return the device image's path as the header keeps it: relative when it is beside the host or below, so that they can move together."""
+    """Return the device image's path as the header keeps it: relative when it is beside the host, so that they can move together."""
     folder, target = path.resolve(), nvm.resolve()
     stored = os.path.relpath(target, folder) if target.is_relative_to(folder.parent) else str(target)
     if len(os.fsencode(stored)) > lay.HOST_HEADER["nvm_path"].itemsize:
@@ -252,5 +253,3 @@ def _pages(size_bytes: int, what: str, *, least: int = 0) -> int:
     if size_bytes % lay.PAGE or not least <= size_bytes // lay.PAGE <= lay.MAX_PAGES:
         raise UsageError(f"{what} {size_bytes}: must be a multiple of {lay.PAGE} from {least * lay.PAGE} to {lay.MAX_PAGES * lay.PAGE}")
     return size_bytes // lay.PAGE
-
-

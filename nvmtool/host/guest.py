@@ -1,4 +1,4 @@
-"""Be a guest at work on a running VM: touch its memory, break sharing, swap under pressure, and tell whether any page is not what it must be."""
+"""A guest at work on a running VM: it touches memory, breaks sharing, swaps under pressure, and can tell whether it lost anything."""
 
 from __future__ import annotations
 
@@ -260,12 +260,7 @@ class _Guest:
             self.unknown += self.kinds[ppn] == _FOREIGN
             self.verified += self.kinds[ppn] == _PATTERN
             return
-        if kind == _FOREIGN:
-            sound = zlib.crc32(page.tobytes()) == self.checksums[ppn]
-        else:
-            sound = self.pattern.holds(page, ppn, version)
+        sound = zlib.crc32(page.tobytes()) == self.checksums[ppn] if kind == _FOREIGN else self.pattern.holds(page, ppn, version)
         self.verified += 1
         if not sound:
             self._report(ppn, page, where)
-
-

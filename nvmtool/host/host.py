@@ -401,5 +401,3 @@ def _shared(fd: int, file: Path, byte: int) -> Iterator[None]:
 def boot_id() -> bytes:
     """Return the running kernel's own number, 16 bytes; another one after each restart of the machine."""
     return uuids.UUID(_BOOT_ID.read_text().strip()).bytes
-
-

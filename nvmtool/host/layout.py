@@ -110,8 +110,8 @@ MEMORY_HEADER = np.dtype(
 assert MEMORY_HEADER.itemsize == 72
 MEMORY_START = 2
 
-# The first words of volatile/frames, all plain. `working` is 1 while a process changes the table; `suspended` counts the VMs whose saved maps
-# name frames.
+# The first words of volatile/frames, all plain. `working` is 1 while a process changes the table; `suspended` counts the VMs whose saved
+# maps name frames.
 FRAMES_HEAD = np.dtype([("life", "<u8"), ("working", "<u8"), ("suspended", "<u8"), ("lent_free", "<u8"), ("lent", "<u8")])
 FRAME_GROUP = 1 << 15
 GROUP_START = WORDS_PER_PAGE

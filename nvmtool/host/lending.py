@@ -1,7 +1,7 @@
 """NVM pages as volatile RAM: borrowed from the device image when the host is short, returned when the image is (T6).
 
-The image's own words say what is lent, durably, before a frame of the host may be used, and until no frame is used any more. So a page is never
-both stored data and lent; killed in between, pages are lent that no frame stands for, and the next rebuild or return sees them.
+The image's own words say what is lent, durably, before a frame of the host may be used, and until no frame is used any more. So a page is
+never both stored data and lent; killed in between, pages are lent that no frame stands for, and the next rebuild or return sees them.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def lend(host: Host, npages: int) -> int:
 def give_back(host: Host, npages: int, *, progress: Progress = None) -> Returned:
     """Return lent pages to the device image, whoever uses them; durable on return.
 
-    Contents move into RAM and maps are changed, of suspended VMs too; where RAM has no room, pages are swapped out first. Raises NoSpaceError
-    when neither RAM nor swap has room; what went back until then stays so. Killed anywhere, no page is lost, and the same call finishes.
+    Contents move into RAM and maps are changed, of suspended VMs too; where RAM has no room, pages are swapped out first. Raises
+    NoSpaceError when neither RAM nor swap has room; what went back until then stays so. Killed anywhere, no page is lost, and the same
+    call finishes.
     """
     forgotten = _unknown_to_table(host)
     _take_back(host, forgotten)
@@ -168,7 +169,8 @@ def _iter_all(host: Host, vm: Vm) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_
 
 
 def _move_to_ram(host: Host, used: Ints) -> tuple[Ints, int]:
-    """Move what is in lent frames into RAM, change all maps that name them, and let them be frames no more; return them, and how many moved.
+    """Move what is in lent frames into RAM, change all maps that name them, and let them be frames no more; return them, and how many
+    moved.
 
     Frames that came free meanwhile need no move.
     """
@@ -221,5 +223,3 @@ def _rename(host: Host, vm: Vm, place: Ints) -> None:
                     saved.replace(ppns[hit], np.where(shared[hit], words | np.uint64(lay.SHARED_FLAG), words))
         finally:
             saved.close()
-
-

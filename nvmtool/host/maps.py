@@ -233,5 +233,3 @@ def remove_map(path: Path) -> None:
     """Remove a map that may not be there."""
     with translated(path):
         path.unlink(missing_ok=True)
-
-

@@ -1,7 +1,8 @@
 """Power VMs on and off: memory first, swap afterwards (T7), out of the pool's reservation (T8).
 
-A VM that runs is guaranteed its memory: granted + promised swap >= memory, in every state between two steps. `power_on` grants what the host
-has free, and needs swap for the rest only; `settle` then lets swap grow and granted memory shrink, until its reservation is what is granted.
+A VM that runs is guaranteed its memory: granted + promised swap >= memory, in every state between two steps. `power_on` grants what the
+host has free, and needs swap for the rest only; `settle` then lets swap grow and granted memory shrink, until its reservation is what is
+granted.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def resident_pages(host: Host, vm: Vm) -> int:
 def reclaim(host: Host, npages: int, *, without: int = -1, progress: Progress = None) -> Reclaimed:
     """Swap out page frames of VMs that have more than they are granted, until so many frames are free that were not.
 
-    Running VMs pause for a batch each. Frees less where there is no more to take, or no swap; VM number `without` is left alone. Each page is
-    durable in its swap file before its frame is free.
+    Running VMs pause for a batch each. Frees less where there is no more to take, or no swap; VM number `without` is left alone. Each
+    page is durable in its swap file before its frame is free.
     """
     taken: dict[str, int] = {}
     left, refused = npages, {without}
@@ -124,7 +124,9 @@ def settle_count(host: Host, vm: Vm) -> Vm:
     return host.vm_numbered(vm.number)
 
 
-def _some_private(present: Iterator[tuple[Ints, Ints, NDArray[np.bool_]]], npages: int, only: NDArray[np.bool_] | None) -> tuple[Ints, Ints]:
+def _some_private(
+    present: Iterator[tuple[Ints, Ints, NDArray[np.bool_]]], npages: int, only: NDArray[np.bool_] | None
+) -> tuple[Ints, Ints]:
     found_ppns: Ints = np.empty(0, np.int64)
     found_mpns: Ints = np.empty(0, np.int64)
     for ppns, mpns, shared in present:

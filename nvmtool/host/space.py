@@ -1,8 +1,8 @@
 """The memory of one running VM, in the hands of the process that has its turn: faults, copy-on-write, swapping out and in.
 
-A page frame is in a machine frame (its own or shared), in a slot of the VM's swap file, or was never touched and reads as zeros. Killed anywhere,
-what the VM wrote last is in one of these: a word of the map counts more than a slot, because a page is in memory before its slot is given up
-and stays there until the slot that holds it is durable.
+A page frame is in a machine frame (its own or shared), in a slot of the VM's swap file, or was never touched and reads as zeros. Killed
+anywhere, what the VM wrote last is in one of these: a word of the map counts more than a slot, because a page is in memory before its
+slot is given up and stays there until the slot that holds it is durable.
 """
 
 from __future__ import annotations
@@ -274,5 +274,3 @@ class Space:
             for start in range(0, len(doubled), swap.max_batch):
                 swap.forget(doubled[start : start + swap.max_batch])
                 swap.commit()
-
-

@@ -1,8 +1,8 @@
 """Suspend a VM to memory, restart the hypervisor, resume from memory: no page moves or is copied (T3).
 
 Suspending saves the VM's map, a batch of page frames at a time, with a shared flag per page. A batch's words are durable before the VM's
-*cursor* passes them: with that one word its page frames belong to the client node. The counts of shared frames are saved nowhere; resuming makes
-them again, by entering each flagged frame with count 1 or adding 1.
+*cursor* passes them: with that one word its page frames belong to the client node. The counts of shared frames are saved nowhere;
+resuming makes them again, by entering each flagged frame with count 1 or adding 1.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Moved:
 def suspend(host: Host, name: str, *, batch: int = BATCH, most_batches: int | None = None, progress: Progress = None) -> Moved:
     """Suspend a running VM, or one whose suspension was cut off; all is durable on return.
 
-    A process that runs the VM ends by it. Raises RefusedError for a VM in another state. `most_batches` stops early, as a kill would, but in
-    order: the same call goes on.
+    A process that runs the VM ends by it. Raises RefusedError for a VM in another state. `most_batches` stops early, as a kill would, but
+    in order: the same call goes on.
     """
     number = host.vm(name).number
     with host.vm_turns([number]):
@@ -156,7 +156,8 @@ def _restore_all(host: Host, vm: Vm, batch: int, most_batches: int | None, progr
             first = max(behind - batch, 0) if behind else 0
             shared, gone = _restore_batch(host, vm, vm_map, saved, first, min(behind, vm.cursor))
             after = host.vm_numbered(vm.number)
-            pages, shared_pages, swept, batches = pages + vm.saved_pages - after.saved_pages, shared_pages + shared, swept + gone, batches + 1
+            pages, shared_pages = pages + vm.saved_pages - after.saved_pages, shared_pages + shared
+            swept, batches = swept + gone, batches + 1
             vm = after
             if progress is not None:
                 progress(first_cursor - vm.cursor, first_cursor, "pages")
@@ -236,4 +237,3 @@ def restart(host: Host, *, force: bool = False) -> int:
         for vm in doomed:
             power_off(host, vm.name)  # what is left of them: maps and swap
     return len(doomed)
-

@@ -48,8 +48,8 @@ class Loaded:
 def load(host: Host, name: str, source: str | Path, *, progress: Progress = None) -> Loaded:
     """Let a running VM's memory be what a raw file holds; what it held before is gone. Pages of zeros take no memory.
 
-    Where memory runs short, pages go to the VM's swap file. Raises RefusedError for a VM that does not run, UsageError for a file of another
-    size, NoSpaceError; cut off in between, the memory is part old and part new: load again.
+    Where memory runs short, pages go to the VM's swap file. Raises RefusedError for a VM that does not run, UsageError for a file of
+    another size, NoSpaceError; cut off in between, the memory is part old and part new: load again.
     """
     source = Path(source)
     fd = open_file(source, writable=False)
@@ -184,5 +184,3 @@ def _write_rows(new: NewFile, ppns: Ints, rows: NDArray[np.uint8]) -> int:
             os.pwrite(new.fd, rows[done : done + count].reshape(-1).data, first * lay.PAGE)
             done += count
     return done * lay.PAGE
-
-
