@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def _watch(host_path: str, interval: float, out: Output) -> None:
                 with Host.open(host_path) as host:
                     out_line = host_status(host)
                 dataclasses.replace(out, as_json=True).result(out_line)
-                click.get_text_stream("stdout").flush()
+                sys.stdout.flush()
                 time.sleep(interval)
             return
         from rich.live import Live
@@ -194,7 +195,8 @@ def balance_command(host_path: str, chunk: int, out: Output) -> None:
         "failure": str(found.failure) if found.failure is not None else None,
     }
     line = f"{host_path}: free memory was {found.state_before}, is {found.state}"
-    parts = [f"{human(facts[f'{verb}_bytes'])} {verb}" for verb in ("lent", "returned", "swapped") if facts[f"{verb}_bytes"]]  # type: ignore[arg-type]
+    done = {"lent": found.lent_pages, "returned": found.returned_pages, "swapped": found.swapped_pages}
+    parts = [f"{human(pages * lay.PAGE)} {verb}" for verb, pages in done.items() if pages]
     out.done(facts, ", ".join([line, *parts]))
     if found.failure is not None:
         raise found.failure
@@ -207,16 +209,15 @@ def share_command(host_path: str, out: Output) -> None:
     """Find pages of equal content and share them, pages of zeros included."""
     with Host.open(host_path, writable=True) as host, out.progress() as progress:
         found = share(host, progress=progress)
-    by_vm = [{"name": name, "frames": frames, "bytes": frames * lay.PAGE} for name, frames in found.saved_by_vm]
     facts = {
         "host": host_path,
         "pages_scanned": found.pages_scanned,
         "frames_saved": found.frames_saved,
         "bytes_saved": found.frames_saved * lay.PAGE,
         "zero_pages": found.zero_pages,
-        "vms": by_vm,
+        "vms": [{"name": name, "frames": frames, "bytes": frames * lay.PAGE} for name, frames in found.saved_by_vm],
     }
-    lines = [f"  {each['name']}: {count_of(each['frames'], 'frame')} saved" for each in by_vm]  # type: ignore[arg-type]
+    lines = [f"  {name}: {count_of(frames, 'frame')} saved" for name, frames in found.saved_by_vm]
     saved = f"{count_of(found.frames_saved, 'frame')} saved ({human(found.frames_saved * lay.PAGE)})"
     out.done(facts, f"{host_path}: {count_of(found.pages_scanned, 'page')} looked at, {saved}", *lines)
 
@@ -267,7 +268,7 @@ def run_command(host_path: str, interval: float, rounds: int | None, out: Output
     with stop_on_signals() as stop:
         for line in run_host(Path(host_path), interval=interval, stop=stop, rounds=rounds):
             out.done({"host": host_path, "time": round(time.time(), 3), "what": line}, line)
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
 
 
 @host_command.command("check", epilog=example("nvmtool host check --host /srv/host", "nvmtool host check --repair --host /srv/host"))

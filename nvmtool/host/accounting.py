@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import layout as lay
-from .admission import guarantees
+from .admission import guarantees, reserved_by
 from .rebuild import has_running_part, iter_running, iter_saved
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where every page is. `difference_pages` is 0 when each is counted once; `refs_difference` when the counts of shared frames are right."""
+    """Where every page is: `difference_pages` is 0 when each is counted once, `refs_difference` when counts of shared frames are right."""
 
     capacity_pages: int
     private_pages: int
@@ -104,7 +104,7 @@ def account_quietly(host: Host) -> Account:
         free_pages=free,
         difference_pages=capacity - total,
         refs_difference=refs - tally.running_refs,
-        reserved_pages=guarantees(host).total,
+        reserved_pages=guarantees(host, pages_of=reserved_by).total,
         saved_by_sharing_pages=tally.running_refs - sum(shared),
         nodes=tuple(_nodes(host, vms, tally, sum(shared), sum(parked), free + lent_free)),
     )
@@ -153,7 +153,7 @@ def _table_counts(frames: FrameTable) -> tuple[dict[int, list[int]], int]:
 
 
 def _nodes(host: Host, vms: list[Vm], tally: _Tally, shared: int, parked: int, free: int) -> Iterator[Node]:
-    found = guarantees(host)
+    found = guarantees(host, pages_of=reserved_by)
     pools = {pool.number: pool for pool in host.all_pools()}
     yield Node("host", "host", "", found.total, 0)
     for pool in _in_order(pools):
@@ -162,7 +162,7 @@ def _nodes(host: Host, vms: list[Vm], tally: _Tally, shared: int, parked: int, f
         for vm in vms:
             if vm.pool == pool.number:
                 # A suspended VM reserves nothing; its frames are its client node's.
-                reserved = vm.granted_pages if has_running_part(vm) else 0
+                reserved = reserved_by(vm)
                 yield Node(vm.name, "vm", pool.name, reserved, tally.by_vm.get(vm.number, 0))
                 if vm.number in tally.by_client:
                     yield Node(f"{vm.name} (suspended)", "group", pool.name, 0, 0)

@@ -7,6 +7,7 @@ NVM is not guaranteed to anybody: it can be called back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,27 +22,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guarantees:
-    """What is guaranteed, in pages: in all, and inside each pool (by number). A pool keeps the larger of that and its own reservation."""
+    """What is guaranteed, in pages: in all, and inside each pool (by number). A pool keeps the larger of that and its own reservation.
+
+    `parked` frames are nobody's, and cannot be had as long as VMs are suspended.
+    """
 
     capacity: int
     total: int
+    parked: int
     inside: dict[int, int]
 
     @property
     def free(self) -> int:
         """What may still be guaranteed outside of all pools' reservations."""
-        return max(self.capacity - self.total, 0)
+        return max(self.capacity - self.total - self.parked, 0)
 
 
 def guaranteed_to(vm: Vm) -> int:
-    """Return the pages that a VM keeps from others."""
+    """Return the pages that a VM keeps from others: what it is granted, or what is its own in its saved map."""
     if vm.is_off:
         return 0
-    return vm.saved_pages if vm.state == lay.SUSPENDED else vm.granted_pages
+    return vm.saved_pages - vm.saved_shared_pages if vm.state == lay.SUSPENDED else vm.granted_pages
 
 
-def guarantees(host: Host, *, without: int = -1) -> Guarantees:
-    """Add up the guarantees of all VMs and pools, leaving out VM number `without`; in a turn, or as a reader saw them."""
+def reserved_by(vm: Vm) -> int:
+    """Return the pages that a VM reserves: nothing while it is suspended."""
+    return 0 if vm.state == lay.SUSPENDED else guaranteed_to(vm)
+
+
+def guarantees(host: Host, *, without: int = -1, pages_of: Callable[[Vm], int] = guaranteed_to) -> Guarantees:
+    """Add up what VMs and pools are guaranteed (or `reserved_by` them), leaving out VM number `without`; in a turn, or as a reader saw it."""
     pools = host.all_pools()
     inside = {pool.number: 0 for pool in pools}
     children: dict[int, list[Pool]] = {}
@@ -49,13 +59,13 @@ def guarantees(host: Host, *, without: int = -1) -> Guarantees:
         children.setdefault(pool.parent, []).append(pool)
     for vm in host.all_vms():
         if vm.number != without:
-            inside[vm.pool] = inside.get(vm.pool, 0) + guaranteed_to(vm)
+            inside[vm.pool] = inside.get(vm.pool, 0) + pages_of(vm)
 
     def add_up(pool: Pool) -> int:
         inside[pool.number] += sum(add_up(child) for child in children.get(pool.number, []))
         return max(inside[pool.number], pool.reservation_pages)
 
-    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), inside)
+    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), host.frames.get("parked"), inside)
 
 
 def most_in(host: Host, pool_number: int, found: Guarantees) -> int:

@@ -215,14 +215,16 @@ class FrameTable:
     def recount(self) -> None:
         """Count free frames anew."""
         groups = _full_groups(self.nram)
-        lent = lent_free = 0
+        lent = lent_free = parked = 0
         for first, words in self.iter_words():
             in_ram = max(min(self.nram - first, len(words)), 0)
             used = np.flatnonzero(words[:in_ram]) + first
             groups -= np.bincount(used // lay.FRAME_GROUP, minlength=self._ngroups).astype(np.uint64)
             lent += int(np.count_nonzero(words[in_ram:]))
             lent_free += int(np.count_nonzero(words[in_ram:] == np.uint64(frame_word(lay.LENT_FREE))))
+            parked += int(np.count_nonzero(words == np.uint64(frame_word(lay.PARKED))))
         self._file.store_range(lay.GROUP_START, groups)
+        self.put("parked", parked)
         self.put("lent", lent)
         self.put("lent_free", lent_free)
 
@@ -241,6 +243,10 @@ class FrameTable:
         if changed.any():
             totals = np.bincount(mpns[changed] // lay.FRAME_GROUP, change[changed], self._ngroups).astype(np.int64)
             self._file.store_range(lay.GROUP_START, (self._groups().astype(np.int64) + totals).astype(np.uint64))
+        parked = np.uint64(frame_word(lay.PARKED))
+        delta = int(np.count_nonzero(words == parked)) - int(np.count_nonzero(before == parked))
+        if delta:
+            self.put("parked", self.get("parked") + delta)
         if not in_ram.all():
             free = np.uint64(frame_word(lay.LENT_FREE))
             delta = int(np.count_nonzero(words[~in_ram] == free)) - int(np.count_nonzero(before[~in_ram] == free))

@@ -69,9 +69,10 @@ VM_RECORD = np.dtype(
         ("granted_pages", "<u8"),
         ("cursor", "<u8"),
         ("saved_pages", "<u8"),
+        ("saved_shared_pages", "<u8"),
         ("recount", "<u8"),
         ("created", "<u8"),
-        ("spare", "<u8", (8,)),
+        ("spare", "<u8", (7,)),
     ]
 )
 assert VM_RECORD.itemsize == 256
@@ -112,7 +113,9 @@ MEMORY_START = 2
 
 # The first words of volatile/frames, all plain. `working` is 1 while a process changes the table; `suspended` counts the VMs whose saved
 # maps name frames.
-FRAMES_HEAD = np.dtype([("life", "<u8"), ("working", "<u8"), ("suspended", "<u8"), ("lent_free", "<u8"), ("lent", "<u8")])
+FRAMES_HEAD = np.dtype(
+    [("life", "<u8"), ("working", "<u8"), ("suspended", "<u8"), ("lent_free", "<u8"), ("lent", "<u8"), ("parked", "<u8")]
+)
 FRAME_GROUP = 1 << 15
 GROUP_START = WORDS_PER_PAGE
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import ExistsError, NoSpaceError, NvmtoolError, RefusedError
 from ..swap.create import create_swap
 from ..swap.reservation import promise_of, reservation_info, set_promise
-from ..swap.reservation_resize import resize_reservation
+from ..swap.reservation_resize import grow_reservation
 from ..swap.swapfile import SwapFile
 from ..text import human
 from . import layout as lay
@@ -53,13 +53,15 @@ class Settled:
 def power_on(host: Host, name: str, *, thick: bool = False, progress: Progress = None) -> Vm:
     """Power a VM on; durable on return. Its time does not depend on the VM's memory, unless swap must be made first.
 
-    Granted is what is free, at most the VM's limit and at least its reservation; swap is promised for the rest before. `thick` grants the
-    reservation alone and writes all of the swap first. Raises RefusedError, before anything starts, when memory or swap cannot be promised.
+    Granted is what is free, at most the VM's limit and at least its reservation; swap is promised for the rest before. Where its
+    reservation does not fit, VMs that are granted more than theirs settle first. `thick` grants the reservation alone and writes all of
+    the swap first. Raises RefusedError, before anything starts, when memory or swap cannot be promised.
     """
     number = host.vm(name).number
     with host.vm_turns([number]):
         while True:
             vm = host.vm_numbered(number)
+            _make_way(host, vm)
             with host.turn():
                 granted = _grantable(host, vm, thick=thick)
             _promise(host, vm, vm.memory_pages - granted, progress)
@@ -67,6 +69,17 @@ def power_on(host: Host, name: str, *, thick: bool = False, progress: Progress =
                 # Making swap may have taken long; what was free then may be gone.
                 if _grantable(host, vm, thick=thick) >= granted:
                     return _start(host, vm, granted)
+
+
+def _make_way(host: Host, vm: Vm) -> None:
+    """Where a VM's reservation does not fit, let others that are granted more than theirs settle for less, as far as swap can be had."""
+    for other in host.all_vms():
+        with host.turn():
+            missing = vm.reservation_pages - most_for(host, vm)
+        if missing <= 0:
+            return
+        if other.state == lay.ON and other.granted_pages > other.reservation_pages:
+            settle(host, other.name, step_pages=missing, most_steps=1)
 
 
 def _grantable(host: Host, vm: Vm, *, thick: bool) -> int:
@@ -82,7 +95,7 @@ def _grantable(host: Host, vm: Vm, *, thick: bool) -> int:
 
 def _start(host: Host, vm: Vm, granted: int) -> Vm:
     VmMap.create(host.volatile_map_path(vm.number), vm.memory_pages, host.life)
-    host.put_vm(vm, state=lay.ON, granted_pages=granted, cursor=0, saved_pages=0)
+    host.put_vm(vm, state=lay.ON, granted_pages=granted, cursor=0, saved_pages=0, saved_shared_pages=0)
     return host.vm_numbered(vm.number)
 
 
@@ -151,13 +164,13 @@ def _promise(host: Host, vm: Vm, pages: int, progress: Progress) -> None:
 def _grow(reservation: Path, blocks: int, vm: Vm, progress: Progress) -> None:
     """Let a reservation have so many blocks that nobody was promised."""
     facts = reservation_info(reservation)
-    wanted = facts["promised_bytes"] + blocks * SWAP_BLOCK_BYTES
+    free = facts["size_bytes"] - facts["promised_bytes"]
     try:
-        resize_reservation(reservation, max(wanted, facts["size_bytes"]), progress)
+        grow_reservation(reservation, blocks * SWAP_BLOCK_BYTES - free, progress)
     except NoSpaceError as error:
         raise RefusedError(
-            f"VM {vm.name}: {human(blocks * SWAP_BLOCK_BYTES)} of swap cannot be promised: {reservation} has "
-            f"{human(facts['size_bytes'] - facts['promised_bytes'])} free, and cannot grow ({error})"
+            f"VM {vm.name}: {human(blocks * SWAP_BLOCK_BYTES)} of swap cannot be promised: {reservation} has {human(free)} free, "
+            f"and cannot grow ({error})"
         ) from error
 
 
@@ -186,7 +199,7 @@ def _release(host: Host, vm: Vm, frames: FrameTable) -> None:
     """Free a VM's frames; shared ones that a suspended VM may name are parked, and swept when this was the last of them."""
     shared = _shared_frames(host, vm)
     # First: from here on its maps count for nothing, and a kill lets the table be made anew without them.
-    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0)
+    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0, saved_shared_pages=0)
     if vm.cursor:
         frames.put("suspended", frames.get("suspended") - 1)
         frames.set_all(frames.of_kind(lay.HELD_BY_SUSPENDED, vm.number), lay.FREE)

@@ -118,9 +118,9 @@ def settle_count(host: Host, vm: Vm) -> Vm:
     """Count a VM's saved pages anew where a killed process left that undone; the caller has its turn."""
     if not vm.recount:
         return vm
-    count = sum(len(mpns) for mpns, _ in iter_saved(host, vm))
+    found = [(len(mpns), int(shared.sum())) for mpns, shared in iter_saved(host, vm)]
     with host.turn():
-        host.put_vm(vm, recount=0, saved_pages=count)
+        host.put_vm(vm, recount=0, saved_pages=sum(n for n, _ in found), saved_shared_pages=sum(n for _, n in found))
     return host.vm_numbered(vm.number)
 
 
