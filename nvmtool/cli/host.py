@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _KIND_NAMES = {"group": "group", "client": "client node"}
 
 
-@click.group("host", no_args_is_help=False, epilog=example("nvmtool host init /srv/host --ram 64G --nvm disk.nvm --memory /dev/shm"))
+@click.group("host", no_args_is_help=False, epilog=example("nvmtool host init /srv/host --ram 64G --nvm disk.nvm --tmpfs /dev/shm"))
 def host_command() -> None:
     """Make a host, watch, balance, account for, restart and check it.
 
@@ -43,19 +43,19 @@ def host_command() -> None:
     """
 
 
-@host_command.command("init", epilog=example("nvmtool host init /srv/host --ram 64G --nvm disk.nvm --memory /dev/shm"))
+@host_command.command("init", epilog=example("nvmtool host init /srv/host --ram 64G --nvm disk.nvm --tmpfs /dev/shm"))
 @click.argument("folder", type=click.Path())
 @click.option("--ram", type=SIZE, required=True, help="Size of machine memory.")
 @click.option("--nvm", type=click.Path(), metavar="IMAGE", help="A device image that lends its free pages when memory is short.")
 @click.option(
-    "--memory", type=click.Path(), metavar="TMPFS", help="Put machine memory and volatile state here, best on tmpfs; links lead there."
+    "--tmpfs", type=click.Path(), metavar="FOLDER", help="Put machine memory and volatile state here, best on tmpfs; links lead there."
 )
 @click.option("--swap", type=SIZE, default="1MiB", help="Storage set aside for swap from the start; it grows when VMs need more.")
 @click.option("--sparse", is_flag=True, help="Do not allocate machine memory; on a full file system processes may then be killed (SIGBUS).")
 @output_options
-def init_command(folder: str, ram: int, nvm: str | None, memory: str | None, swap: int, sparse: bool, out: Output) -> None:
+def init_command(folder: str, ram: int, nvm: str | None, tmpfs: str | None, swap: int, sparse: bool, out: Output) -> None:
     """Make a host with machine memory and a pool named root."""
-    init_host(folder, ram_bytes=ram, nvm=nvm, memory=memory, swap_bytes=swap, sparse=sparse)
+    init_host(folder, ram_bytes=ram, nvm=nvm, memory=tmpfs, swap_bytes=swap, sparse=sparse)
     with Host.open(folder) as host:
         facts = host_status(host)
     lends = f", {nvm} lends when it is short" if nvm else ""

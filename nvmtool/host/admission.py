@@ -51,7 +51,7 @@ def reserved_by(vm: Vm) -> int:
 
 
 def guarantees(host: Host, *, without: int = -1, pages_of: Callable[[Vm], int] = guaranteed_to) -> Guarantees:
-    """Add up what VMs and pools are guaranteed (or `reserved_by` them), leaving out VM number `without`; in a turn, or as a reader saw it."""
+    """Add up what VMs and pools are guaranteed (or `reserved_by` them), leaving out VM number `without`."""
     pools = host.all_pools()
     inside = {pool.number: 0 for pool in pools}
     children: dict[int, list[Pool]] = {}
