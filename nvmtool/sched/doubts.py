@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..text import human
@@ -89,7 +89,7 @@ def _check_sizes(vm: VmFacts) -> None:
         raise UsageError(f"{vm.name}: it has no memory")
 
 
-def _iter_doubts(vm: VmFacts) -> Iterator[tuple[dict[str, object], Doubt]]:
+def _iter_doubts(vm: VmFacts) -> Iterator[tuple[dict[str, Any], Doubt]]:
     """Yield what to replace, and why, in an order in which later ones may rely on earlier ones."""
     memory, balloon = vm.memory_bytes, vm.balloon
     for name, size in (("reservation", vm.reservation_bytes), ("minimum", vm.minimum_bytes)):

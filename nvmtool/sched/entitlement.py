@@ -1,13 +1,14 @@
 """Sharing memory out by shares, with a tax on what is idle; taking it back from whom pays least for it (min-funding revocation).
 
-The scheme is Waldspurger's (Memory Resource Management in VMware ESX Server, OSDI 2002). A VM with S shares that holds P bytes, of which A
-are active, pays S / (A + k * (P - A)) for a byte, with k = 1 / (1 - tax). Memory is revoked from the VM that pays least, and granted to the VM
-that pays most, until the prices meet: at a price 1/x, a VM holds what is here called its *funded* size. So one function,
-`fill`, answers all questions: how much each is entitled to, from whom to take, whom to give.
+The scheme is Waldspurger's (Memory Resource Management in VMware ESX Server, OSDI 2002). A VM with S shares that holds P pages, of which
+A are active, pays S / (A + k * (P - A)) for a page, with k = 1 / (1 - tax). Memory is revoked from the VM that pays least, and granted to
+the VM that pays most, until the prices meet: what a VM holds at a price of 1/x is here called its funded size. So one function, `fill`,
+answers all questions: how much each is entitled to, from whom to take, whom to give.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +36,9 @@ def fill(shares: Sizes, active: Sizes, idle_cost: float, low: Sizes, high: Sizes
 
 def _funded(shares: Sizes, active: Sizes, idle_cost: float, x: float) -> Reals:
     """Return the size at which each VM pays 1/x a byte: active bytes first, then idle ones at their cost."""
-    bought: Reals = shares * x
-    return np.where(bought <= active, bought, active + (bought - active) / idle_cost)
+    bought = shares * np.float64(x)
+    funded: Reals = np.where(bought <= active, bought, active + (bought - active) / idle_cost)
+    return funded
 
 
 def _price_of(shares: Sizes, active: Sizes, idle_cost: float, size: Sizes) -> Reals:
@@ -83,7 +85,7 @@ def entitlements(shares: Sizes, active: Sizes, idle_cost: float, steps: tuple[Si
     `steps` are sizes that never fall from one to the next: guaranteed, working set, most. Nobody gets more than a step before everybody
     has it; within a step it goes by `fill`. Where `total` is less than all guarantees, these are returned.
     """
-    for low, high in zip(steps, steps[1:], strict=False):
+    for low, high in itertools.pairwise(steps):
         if total <= int(high.sum()):
             return fill(shares, active, idle_cost, low, high, total)
     return steps[-1].copy()

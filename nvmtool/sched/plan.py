@@ -45,10 +45,10 @@ class HostPlan:
 class VmPlan(NamedTuple):
     """One VM.
 
-    `target_bytes` is what it is to hold: memory - `balloon_bytes` - `swap_bytes` - `share_bytes`. `balloon_bytes` and `swap_bytes` are what its
-    balloon is to hold and what of it is to be swapped out in all, not changes; the changes are `balloon_change_bytes` (from where the balloon
-    is going now) and `swap_change_bytes`. `share_bytes` are pages to share instead of swapping them.
-    `command_bytes` is what its balloon is to be told; None where it need not be told anything.
+    `target_bytes` is what it is to hold: memory - `balloon_bytes` - `swap_bytes` - `share_bytes`. `balloon_bytes` and `swap_bytes` are what
+    its balloon is to hold and what of it is to be swapped out in all, not changes; the changes are `balloon_change_bytes` (from where the
+    balloon is going now) and `swap_change_bytes`. `share_bytes` are pages to share instead of swapping them. `command_bytes` is what its
+    balloon is to be told; None where it need not be told anything.
 
     A tuple, for there may be a thousand: these take a quarter of a frozen dataclass's time to make.
     """
@@ -66,6 +66,11 @@ class VmPlan(NamedTuple):
     command_bytes: int | None
     technique: str
     reasons: tuple[str, ...]
+
+    @property
+    def change_bytes(self) -> int:
+        """Return what is taken from it; negative: given."""
+        return self.balloon_change_bytes + self.swap_change_bytes + self.share_bytes
 
     @property
     def reason(self) -> str:
@@ -96,7 +101,7 @@ class Plan:
     @property
     def changes_anything(self) -> bool:
         """Return whether there is anything to apply."""
-        return any(vm.command_bytes is not None or vm.swap_change_bytes or vm.share_bytes for vm in self.vms)
+        return any(vm.command_bytes is not None or vm.change_bytes for vm in self.vms)
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as `sched plan --json` prints it."""

@@ -2,9 +2,10 @@
 
 Taking goes in tiers, and no tier is touched while an earlier one has something left anywhere:
 
-1. idle memory by the means that is right for it: free and inactive file pages by the balloon, inactive anonymous pages by swapping on the host;
-2. idle memory by the means that is left: what a balloon that is missing, stuck or full should have had, by swapping; inactive anonymous pages
-   by the balloon where the host cannot swap and the operator lets guests do it;
+1. idle memory by the means that is right for it: free and inactive file pages by the balloon, inactive anonymous pages by swapping on the
+   host;
+2. idle memory by the means that is left: what a balloon that is missing, stuck or full should have had, by swapping; inactive anonymous
+   pages by the balloon where the host cannot swap and the operator lets guests do it;
 3. the working sets, down to what is guaranteed, only in states hard and low, and only as much as it takes to leave them.
 
 Within a tier it goes by shares with the idle tax (entitlement.py).
@@ -253,7 +254,8 @@ def _give(c: Columns, balance: Balance, taken: Pages, needs: Pages, settings: Se
 
 def _wanted_back(c: Columns) -> Pages:
     """Return the swapped pages that belong to the working set; idle ones are left where they are until somebody touches them."""
-    return np.clip(c.working_set - c.granted, 0, c.swapped)
+    back: Pages = np.maximum(np.minimum(c.working_set - c.granted, c.swapped), 0)
+    return back
 
 
 def _split_given(c: Columns, given: Pages) -> tuple[Pages, Pages]:
