@@ -28,6 +28,7 @@ COMMANDS = {
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),
     "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
     "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
+    "sched": ("sched", "Share a host's memory out among its VMs."),
 }
 
 _HELP = """\

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from ..errors import NotFoundError, NvmtoolError
 from .facts import Facts, State
 from .plan import Plan, make_plan
+from .settings import with_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..stopping import Stop
     from .facts import Balloon, VmFacts
     from .plan import VmPlan
-    from .settings import Settings
+    from .settings import Settings, Terms
     from .world import World
 
 # A balloon this near to its target has arrived: guests round.
@@ -184,20 +185,42 @@ class _Application:
 class Governor:
     """Governs a world: looks, plans, applies, remembers."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
-        """Nothing is looked at yet."""
+    def __init__(
+        self,
+        world: World,
+        settings: Settings,
+        *,
+        terms: Mapping[str, Terms] | None = None,
+        record: Callable[[Facts, float], None] | None = None,
+    ) -> None:
+        """Nothing is looked at yet; `record` gets the facts of each plan, with the time."""
         self.world = world
         self.settings = settings
         self.history = History(settings)
+        self._terms = terms or {}
+        self._record = record
         self._held_first: dict[str, int] = {}
         self._told: set[str] = set()
 
-    def plan(self, now: float) -> Plan:
-        """Look and plan; nothing changes."""
-        facts = self.history.informed(self.world.facts(), now)
+    def look(self, now: float) -> Facts:
+        """Return what the policy may know, the past and the operator's terms included; nothing changes.
+
+        Raises UsageError at terms for a VM that never was there.
+        """
+        facts = self.world.facts()
         for vm in facts.vms:
             self._held_first.setdefault(vm.name, vm.balloon.size_bytes)
-        return make_plan(facts, self.settings)
+        names = {vm.name for vm in facts.vms}
+        # Terms outlive their VM, and misspelled ones are noticed.
+        facts = with_terms(facts, {name: each for name, each in self._terms.items() if name in names or name not in self._held_first})
+        facts = self.history.informed(facts, now)
+        if self._record is not None:
+            self._record(facts, now)
+        return facts
+
+    def plan(self, now: float) -> Plan:
+        """Look and plan; nothing changes."""
+        return make_plan(self.look(now), self.settings)
 
     def once(self, now: float) -> tuple[Plan, Outcome]:
         """Look, plan and apply; `now` is any clock's seconds that never go back."""

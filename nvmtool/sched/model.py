@@ -1,8 +1,8 @@
 """Modelled guests: a world for replays, in which each page that is taken is known by its class.
 
 A guest wants the classes that the scenario says. Its balloon takes free pages, then inactive file, then inactive anonymous ones (the
-guest swaps these itself), then active ones. The host swaps inactive anonymous pages first, then inactive file, free, and active ones. Active
-pages that were swapped out are touched, so they are back one interval later.
+guest swaps these itself), then active ones. The host swaps inactive anonymous pages first, then inactive file, free, and active ones.
+Active pages that were swapped out are touched, so they are back one interval later.
 """
 
 from __future__ import annotations

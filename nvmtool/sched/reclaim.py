@@ -77,7 +77,8 @@ def balance_of(host: HostFacts, pending: int, settings: Settings) -> Balance:
     Without an operator's target nothing is taken in state high; once lower, the goal is the threshold of high.
     """
     total = host.total_bytes // PAGE_BYTES
-    goal_share = max(settings.high, host.free_target or 0.0)
+    free_target = host.free_target if settings.free_target is None else settings.free_target
+    goal_share = max(settings.high, free_target or 0.0)
     return Balance(
         state=host_state(host.free_bytes, host.total_bytes, host.state_before, settings),
         total=total,

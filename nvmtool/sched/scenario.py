@@ -112,6 +112,8 @@ class _Reader:
             defaults = dataclasses.asdict(self.settings)
             self._object(given, "settings", set(defaults))
             for name, value in given.items():
+                if value is None and name == "free_target":
+                    continue
                 if isinstance(value, bool) != isinstance(defaults[name], bool) or not isinstance(value, bool | int | float):
                     self._refuse(f"settings.{name}: {value!r} is not of its kind")
             try:

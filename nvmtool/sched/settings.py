@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .facts import State
+from .facts import Facts, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,7 @@ class Settings:
     - `tax`: a page that is idle costs a VM as many shares as 1 / (1 - tax) pages that are active.
     - `high`, `soft`, `hard`, `low`: thresholds of free memory. A host falls to a state when it has less than that, and gets out when it has
       as much as the next better one.
+    - `free_target`: the share to keep free, where the facts' own is not to count; more than `high`.
     - `deadband`: so far from the goal nothing is done.
     - `largest_step`: of what a VM holds, the most to take from it, and of its memory, the most to give to it, in one interval.
     - `cool_down_s`: for so long after a VM was taken from it is not given to, and the other way round, while the host is in state high.
@@ -31,6 +37,7 @@ class Settings:
     soft: float = 0.04
     hard: float = 0.02
     low: float = 0.01
+    free_target: float | None = None
     deadband: float = 0.005
     largest_step: float = 0.5
     cool_down_s: float = 30.0
@@ -45,7 +52,7 @@ class Settings:
         """Raise UsageError on what no policy could follow."""
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, bool):
+            if isinstance(value, bool) or value is None:
                 continue
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"{each.name}: {value} is not a number from 0 on")
@@ -55,6 +62,8 @@ class Settings:
             raise UsageError(f"thresholds must fall: high {self.high}, soft {self.soft}, hard {self.hard}, low {self.low}")
         if self.tax > 0.99:
             raise UsageError(f"tax: {self.tax} is more than 0.99, at which an idle page costs a hundred")
+        if self.free_target == 1:
+            raise UsageError("free_target: with all memory free nothing runs")
         if not self.largest_step:
             raise UsageError("largest_step: 0 would never change anything")
 
@@ -66,3 +75,23 @@ class Settings:
     def threshold(self, state: State) -> float:
         """Return the share of free memory at which a state begins."""
         return (self.high, self.soft, self.hard, self.low)[state]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an operator says about one VM, in place of what its world says; None leaves that."""
+
+    minimum_bytes: int | None = None
+    reservation_bytes: int | None = None
+    limit_bytes: int | None = None
+    shares: int | None = None
+
+
+def with_terms(facts: Facts, terms: Mapping[str, Terms]) -> Facts:
+    """Return the facts with the operator's terms in place of the worlds'; raises UsageError for a VM that is not there."""
+    if unknown := terms.keys() - {vm.name for vm in facts.vms}:
+        raise UsageError(f"no VM is called {min(unknown)}")
+    chosen = {name: {key: value for key, value in dataclasses.asdict(each).items() if value is not None} for name, each in terms.items()}
+    return dataclasses.replace(
+        facts, vms=tuple(dataclasses.replace(vm, **chosen[vm.name]) if vm.name in chosen else vm for vm in facts.vms)
+    )
