@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 MOST_INTERVALS = 100_000
+# Policies stop short of a goal by so much or more, and count as there.
+_THERE_BYTES = 16 << 20
 # After the last moment a policy that has not come to rest by then never will.
 _MOST_AFTERWARDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was so at a time: the host, and of each VM the bytes by what they are (the six classes as far as they hold memory, `ballooned`,
-    `swapped`)."""
+    """What was so at a time: the host, and of each VM the bytes by what they are.
+
+    That is the six classes as far as they hold machine memory, `ballooned`, and `swapped`.
+    """
 
     t: float
     free_bytes: int
@@ -71,7 +75,7 @@ class Replay:
     """What a replay found.
 
     - `intervals`, `seconds`: how long it went on: through all moments, and until the policy came to rest after the last.
-    - `goal_intervals`, `goal_seconds`: until the host first had what it wanted; None: it never did, or never wanted anything.
+    - `goal_intervals`, `goal_seconds`: until the host first had what it wanted, to 16 MiB; None: it never did, or never wanted anything.
     - `wanted_bytes`: what the host lacked to its goal, each lack counted once however long it lasted. `reclaimed_bytes`: what it got.
     - `hot_bytes`, `guest_swap_bytes`, `host_swap_bytes`: see model.Toll.
     - `overshoot`: the most that was taken beyond the goal, as a share of what was wanted.
@@ -149,27 +153,29 @@ class _Run:
         self.policy = policy
         self.interval_s = interval_s
         self.replay = Replay()
-        self._lacked = 0
+        self._lack = self._left = 0
 
     def interval(self, t: float, *, may_end: bool) -> bool:
         """Govern once and let time pass; return whether nothing changed, which is then not counted as an interval."""
         free, hot = self.world.free_bytes, self._hot()
         held = {name: guest.held_bytes for name, guest in self.world.guests.items()}
+        parts = self._parts()
         plan, outcome = self.policy.once(t)
         if not self.replay.samples:
-            self._sample(t, plan, free)
+            self._sample(t, plan, free, parts)
+        self._count_wanted(plan, free)
         if may_end and not plan.changes_anything and not self._under_way() and not any("cool-down" in vm.reasons for vm in plan.vms):
             return True
         self.world.pass_time(self.interval_s)
         taken = self._count_held(held)
         after = self.world.free_bytes
-        self._count_host(plan, free, after)
+        self._count_host(plan, after)
         swapped, hot = outcome.swapped_out_bytes, self._hot() - hot
         given = max(0, taken - (after - free))
         found = Interval(t, plan.host.state, free, after, plan.host.wanted_bytes, taken, given, swapped, hot)
         self.replay.intervals.append(found)
         self.replay.doubts |= {(doubt.vm, doubt.code): doubt.what for doubt in plan.doubts}
-        self._sample(t + self.interval_s, plan, after)
+        self._sample(t + self.interval_s, plan, after, self._parts())
         return False
 
     def _under_way(self) -> bool:
@@ -187,22 +193,25 @@ class _Run:
             total += taken
         return total
 
-    def _count_host(self, plan: Plan, before: int, after: int) -> None:
-        goal, wanted = plan.host.goal_bytes, plan.host.wanted_bytes
-        lack = max(0, goal - before)
-        if wanted:
-            self.replay.wanted_bytes += max(0, lack - self._lacked)
-            self.replay.overshoot = max(self.replay.overshoot, (after - goal) / lack if lack else 0.0)
-        left = max(0, goal - after)
-        self.replay.reclaimed_bytes += max(0, lack - left) if wanted or self._lacked else 0
-        self._lacked = left if wanted or self._lacked else 0
-        if self.replay.goal_intervals is None and self.replay.wanted_bytes and not left:
+    def _count_wanted(self, plan: Plan, free: int) -> None:
+        """Count what the host lacks, as far as it did not lack it an interval ago."""
+        self._lack = max(0, plan.host.goal_bytes - free) if plan.host.wanted_bytes or self._left else 0
+        self.replay.wanted_bytes += max(0, self._lack - self._left)
+
+    def _count_host(self, plan: Plan, after: int) -> None:
+        self._left = max(0, plan.host.goal_bytes - after) if self._lack else 0
+        self.replay.reclaimed_bytes += max(0, self._lack - self._left)
+        if self._lack:
+            self.replay.overshoot = max(self.replay.overshoot, (after - plan.host.goal_bytes) / self._lack)
+        if self.replay.goal_intervals is None and self.replay.wanted_bytes and self._left < _THERE_BYTES:
             self.replay.goal_intervals = len(self.replay.intervals) + 1
             self.replay.goal_seconds = self.replay.goal_intervals * self.interval_s
 
-    def _sample(self, t: float, plan: Plan, free: int) -> None:
-        vms = {name: _parts(guest) for name, guest in self.world.guests.items()}
-        self.replay.samples.append(Sample(t, free, plan.host.goal_bytes, plan.host.state, vms))
+    def _parts(self) -> dict[str, dict[str, int]]:
+        return {name: _parts(guest) for name, guest in self.world.guests.items()}
+
+    def _sample(self, t: float, plan: Plan, free: int, parts: Mapping[str, Mapping[str, int]]) -> None:
+        self.replay.samples.append(Sample(t, free, plan.host.goal_bytes, plan.host.state, parts))
 
     def result(self, seconds: float) -> Replay:
         """Return what was found."""
