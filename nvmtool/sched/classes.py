@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 Z_95 = 1.959964
 NOT_COUNTED = 255
-# frames_for(0.05) is 381, whatever the size of the guest; a round number above it.
-DEFAULT_FRAMES = 384
+# frames_for(0.05), whatever the size of the guest.
+DEFAULT_FRAMES = 385
 
 
 def frames_for(points: float) -> int:
-    """Return how many frames give a 95 % interval of at most +- `points` (0 to 1), whatever share a class has.
+    """Return how many frames keep both ends of the 95 % interval within `points` (0 to 1) of the estimate, whatever share a class has.
 
-    The Wilson interval is widest for a class that has half of the memory: z / (2 * sqrt(n + z^2)) on each side.
+    An end p of Wilson's interval is z * sqrt(p * (1 - p) / n) from the estimate, which is most where p is a half: z / (2 * sqrt(n)).
     """
     if not 0 < points < 1:
         raise UsageError(f"{points} is not a share between 0 and 1")
-    return max(1, math.ceil((Z_95 / (2 * points)) ** 2 - Z_95**2))
+    return max(1, math.ceil((Z_95 / (2 * points)) ** 2))
 
 
 def wilson_interval(found: int, n: int) -> tuple[float, float]:

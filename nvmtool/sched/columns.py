@@ -74,9 +74,9 @@ def columns_of(facts: Facts, settings: Settings) -> Columns:
     most = np.clip(limit, guaranteed, memory)
     driver = np.array([vm.balloon.driver for vm in vms], bool)
     stuck = driver & np.array([vm.balloon.stalled_s >= settings.stuck_after_s for vm in vms], bool)
-    size = _pages(vm.balloon.size_bytes for vm in vms)
-    swapped = np.minimum(_pages(vm.swapped_bytes for vm in vms), memory - size)
-    target = _pages(vm.balloon.size_bytes if vm.balloon.target_bytes is None else vm.balloon.target_bytes for vm in vms)
+    size = np.minimum(_pages_up(vm.balloon.size_bytes for vm in vms), memory)
+    swapped = np.minimum(_pages_up(vm.swapped_bytes for vm in vms), memory - size)
+    target = _pages_up(vm.balloon.size_bytes if vm.balloon.target_bytes is None else vm.balloon.target_bytes for vm in vms)
     balloon = np.where(driver & ~stuck, np.minimum(target, memory - swapped), size)
     pending = balloon - size
     granted = memory - balloon - swapped
@@ -121,7 +121,7 @@ def _pages(sizes: Iterable[int]) -> Pages:
 
 
 def _pages_up(sizes: Iterable[int]) -> Pages:
-    """Return pages that hold the sizes: a promise is not rounded down."""
+    """Return pages that hold the sizes: neither a promise nor what is gone already is rounded down."""
     return -(-np.fromiter(sizes, np.int64) // PAGE_BYTES)
 
 

@@ -147,9 +147,9 @@ def _vm_plans(vms: Sequence[VmFacts], c: Columns, moves: Moves, reasons: list[tu
         vms, reasons, c.driver.tolist(), *(column.tolist() for column in columns), strict=True
     ):
         told = vm.balloon.size_bytes if vm.balloon.target_bytes is None else vm.balloon.target_bytes
-        # The balloon's odd bytes, if it has any, stay as they are.
-        size = size if change or size // PAGE_BYTES != told // PAGE_BYTES else told
-        swap = vm.swapped_bytes + swapped
+        # A balloon of no whole number of pages that need not change is left alone.
+        size = size if change or size != -(-told // PAGE_BYTES) * PAGE_BYTES else told
+        swap = max(0, vm.swapped_bytes + swapped)
         plans.append(
             VmPlan(
                 vm.name,

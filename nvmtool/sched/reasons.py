@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # name: what it means, in one line; the order is that in which they are given where several hold.
 REASONS = {
     "over-limit": "it holds more than its limit",
-    "working-set": "the host is below hard and nobody has idle memory left",
+    "working-set": "pages in use are taken: the host is below hard and nobody has idle memory left, or the VM is over its limit",
     "driver-missing": "no balloon driver answers, so idle pages are swapped",
     "driver-stuck": "the balloon did not move for too long, so idle pages are swapped",
     "at-maximum": "the balloon is at its maximum, so idle pages are swapped",
@@ -56,7 +56,7 @@ def _taking(c: Columns, balance: Balance, moves: Moves) -> dict[str, Flags]:
     swapped = moves.by_swap + moves.by_sharing
     in_lists = np.minimum(moves.by_balloon, means.balloon)
     anonymous = np.minimum(swapped, c.inactive_anon) > 0
-    working_set = moves.taken > means.tiers[1]
+    working_set = moves.taken > means.idle
     # Swapped although the balloon, had it been able to, would have been asked first.
     instead = swapped > np.minimum(swapped, c.inactive_anon)
     hurried = (balance.state >= State.HARD) & c.usable & anonymous & (in_lists < means.balloon)
@@ -94,7 +94,7 @@ def _holding(c: Columns, balance: Balance, moves: Moves, settings: Settings) -> 
         "at-guarantee": short & (c.granted <= c.guaranteed),
         "classes-unknown": short & ~c.known,
         "no-idle-memory": short & (idle == 0),
-        "no-swap-room": short & (moves.means.tiers[1] == 0),
+        "no-swap-room": short & (moves.means.idle == 0),
         "better-funded": np.full_like(holds, short),
         "in-balance": np.full_like(holds, True),
     }

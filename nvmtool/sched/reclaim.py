@@ -94,7 +94,8 @@ class Means:
     """By which means how much could be had from each VM; `tiers` are cumulative, and never more than `may` be taken at all.
 
     `balloon`: idle pages for the balloon, headroom left. `beyond_balloon`: what it should have had and cannot. `guest_swap`: inactive
-    anonymous pages for the balloon. `squeeze`: all that a balloon may come to. `forced`: what a VM holds beyond its limit.
+    anonymous pages for the balloon. `squeeze`: all that a balloon may come to. `idle`: what may be had without touching the working set.
+    `forced`: what a VM holds beyond its limit.
     """
 
     balloon: Pages
@@ -103,6 +104,7 @@ class Means:
     squeeze: Pages
     swap_room: Pages
     may: Pages
+    idle: Pages
     forced: Pages
     tiers: tuple[Pages, Pages, Pages]
 
@@ -124,10 +126,11 @@ def means_of(c: Columns, settings: Settings, *, held_back: Flags) -> Means:
     forced = np.clip(c.held - c.most, 0, may)
     none = np.zeros_like(may)
     first, second = (np.where(held_back, none, np.minimum(tier, may)) for tier in (balloon + swapped, second))
+    idle = second
     first = np.maximum(first, np.minimum(forced, third))
     second = np.maximum(second, first)
     third = np.maximum(np.minimum(third, may), second)
-    return Means(balloon, beyond_balloon, guest_swap, squeeze, c.swap_room, may, np.minimum(forced, first), (first, second, third))
+    return Means(balloon, beyond_balloon, guest_swap, squeeze, c.swap_room, may, idle, np.minimum(forced, first), (first, second, third))
 
 
 def take(c: Columns, base: Pages, tiers: Sequence[Pages], wanted: int, idle_cost: float) -> Pages:
