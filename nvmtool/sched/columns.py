@@ -49,6 +49,7 @@ class Columns:
     inactive_anon: Pages
     active: Pages
     working_set: Pages
+    lists: Pages
     balloon_room: Pages
     swap_room: Pages
     sharable: Pages
@@ -105,6 +106,7 @@ def columns_of(facts: Facts, settings: Settings) -> Columns:
         inactive_anon=inactive_anon,
         active=held - free - inactive_file - inactive_anon,
         working_set=working_set,
+        lists=np.maximum(_on_lists(vms) - pending, 0),
         balloon_room=np.maximum(np.minimum(most_balloon, memory - guaranteed) - balloon, 0),
         swap_room=_swap_room(vms, settings),
         sharable=_pages(vm.sharable_bytes for vm in vms),
@@ -129,6 +131,11 @@ def _swap_room(vms: tuple[VmFacts, ...], settings: Settings) -> Pages:
     if not settings.may_swap:
         return np.zeros(len(vms), np.int64)
     return np.fromiter((_UNBOUNDED if vm.swap_room_bytes is None else vm.swap_room_bytes // PAGE_BYTES for vm in vms), np.int64)
+
+
+def _on_lists(vms: tuple[VmFacts, ...]) -> Pages:
+    found = (None if vm.estimate is None else vm.estimate.classes for vm in vms)
+    return _pages(0 if classes is None else classes.free + classes.inactive_file for classes in found)
 
 
 def _idle(facts: Facts, pending: Pages, swapped: Pages, untouched: Pages, held: Pages) -> tuple[Pages, Pages, Pages]:

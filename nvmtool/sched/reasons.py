@@ -27,7 +27,7 @@ REASONS = {
     "sharable": "equal pages are shared instead of being swapped",
     "largest-step": "more could be taken, but not in one interval",
     "guaranteed": "it has less than its reservation or its minimum",
-    "needs-memory": "its working set and headroom do not fit into what it has",
+    "needs-memory": "its working set does not fit into what it has, or it has hardly any free and file pages left",
     "surplus": "the host has more free than it should",
     "cool-down": "it changed the other way a short while ago",
     "at-guarantee": "it has no more than its reservation or its minimum",

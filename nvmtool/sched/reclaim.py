@@ -148,15 +148,21 @@ def take(c: Columns, base: Pages, tiers: Sequence[Pages], wanted: int, idle_cost
 
 
 def needs_of(c: Columns, settings: Settings) -> Pages:
-    """Return what each VM lacks for its working set and headroom, or for what it was guaranteed, as far as it can be given back.
+    """Return what each VM lacks for its working set, for headroom, or for what it was guaranteed, as far as it can be given back.
 
-    Half of the headroom may go before anything is done, so that a report's noise moves nothing.
+    Half of the headroom may go before anything is done, so that a report's noise moves nothing. Free memory for the guest comes from the
+    balloon alone: idle pages that the host would bring back give it none.
     """
-    begins = c.known & (c.working_set + c.headroom // 2 > c.granted)
-    working_set = np.where(begins, c.working_set + c.headroom, 0)
-    lacking = np.maximum(np.minimum(working_set, c.most), c.guaranteed) - c.granted
-    back = np.where(c.usable, c.balloon, 0) + c.swapped
-    return np.clip(lacking, 0, np.minimum(np.minimum(back, np.maximum(c.most - c.granted, 0)), c.step_up))
+    half = c.headroom // 2
+    crowded = c.known & (c.working_set + half > c.granted)
+    dry = c.known & (c.lists < half)
+    deflatable = np.where(c.usable, c.balloon, 0)
+    working_set = np.where(crowded, np.minimum(c.working_set + c.headroom, c.most), 0) - c.granted
+    guaranteed = np.minimum(c.guaranteed, c.most) - c.granted
+    lacking = np.minimum(np.maximum(working_set, guaranteed), deflatable + c.swapped)
+    headroom = np.minimum(np.where(dry, c.headroom - c.lists, 0), deflatable)
+    bounds = np.minimum(np.maximum(c.most - c.granted, 0), c.step_up)
+    return np.clip(np.maximum(lacking, headroom), 0, bounds)
 
 
 @dataclass(frozen=True, slots=True)

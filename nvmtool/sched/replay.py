@@ -25,7 +25,7 @@ MOST_INTERVALS = 100_000
 # Policies stop short of a goal by so much or more, and count as there.
 _THERE_BYTES = 16 << 20
 # After the last moment a policy that has not come to rest by then never will.
-_MOST_AFTERWARDS = 1000
+_MOST_AFTERWARDS = 100
 
 
 @dataclass(frozen=True, slots=True)

