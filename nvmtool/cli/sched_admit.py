@@ -73,7 +73,7 @@ def _parts(answer: Admission) -> list[str | Grid]:
     lines: list[str | Grid] = [
         f"{'yes' if answer.admitted else 'no'}: {ADMISSION_REASONS[answer.reason]} ({answer.reason})",
         f"needs       {human(answer.need_bytes)}",
-        f"free        {human(answer.free_bytes)}, of which {human(answer.goal_bytes)} must stay",
+        f"free        {human(answer.free_bytes)}; {human(answer.goal_bytes)} are to stay free",
         f"idle taken  {human(answer.reclaim_bytes)}",
         f"missing     {human(answer.short_bytes)}",
         f"guaranteed  {human(answer.guaranteed_bytes)} with it, of {human(answer.capacity_bytes)}",

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 class World(Protocol):
-    """A host with running VMs: the image host (nvmtool.host.world), QEMU guests (nvmtool.live.world), modelled guests (model.py).
+    """A host with running VMs.
+
+    There are `nvmtool.host.world.HostWorld(folder)` for the image host, `nvmtool.live.world.QemuWorld({name: socket})` for QEMU guests, and
+    `model.ModelWorld(moment)` for modelled ones; the command line makes the first two with just these arguments.
 
     It holds a lock on what it governs from its construction to `close`, and raises BusyError where another scheduler has it. Each method
     ends within seconds: a guest that does not answer is listed in the facts without a driver, or raises StorageError here.
@@ -24,7 +27,10 @@ class World(Protocol):
         """Tell a VM's balloon to hold so much; returns at once, the guest follows in its own time."""
 
     def swap_out(self, name: str, size_bytes: int) -> int:
-        """Swap out so much of a VM, idle pages before others, and return how much it was: less where not enough was found."""
+        """Swap out so much of a VM and return how much it was: less where not enough was found.
+
+        Inactive anonymous pages go first, then inactive file and free ones, and only then others: the plan's sizes count on that order.
+        """
 
     def swap_in(self, name: str, size_bytes: int) -> int:
         """Bring so much of a VM back and return how much it was; 0 where pages only come back when they are touched."""
