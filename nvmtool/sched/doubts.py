@@ -55,7 +55,7 @@ def sound_facts(facts: Facts) -> tuple[Facts, tuple[Doubt, ...]]:
             if estimate is not sound.estimate:
                 sound = dataclasses.replace(sound, estimate=estimate)
         vms.append(sound)
-    return (Facts(facts.host, tuple(vms)) if doubts else facts), tuple(doubts)
+    return Facts(facts.host, tuple(vms)), tuple(doubts)
 
 
 def _check_host(host: HostFacts) -> None:

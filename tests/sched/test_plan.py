@@ -210,6 +210,18 @@ def short(*vms: VmFacts, wanted: float = 3.2, **more: Any) -> Facts:
             id="a working set is swapped in again",
         ),
         pytest.param(
+            host(64, 13.8, vm("a", 6, balloon=2, swapped=2.0), target=0.2),
+            {},
+            {"a": (2, 1, "swap", "needs-memory")},
+            id="before its balloon is made smaller",
+        ),
+        pytest.param(
+            host(64, 12.8, vm("a", 3.8, 0, 0.1, 0.1, balloon=4), vm("b", **IDLE), target=0.2),
+            {"headroom": 0.03},
+            {"a": (4, 0, "none", "in-balance"), "b": (0, 0, "none", "in-balance")},
+            id="half of the headroom may go",
+        ),
+        pytest.param(
             host(64, 14, vm("a", 1, 5, swapped=2.0), target=0.2),
             {},
             {"a": (0, 2, "none", "in-balance")},
