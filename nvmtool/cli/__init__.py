@@ -28,6 +28,9 @@ COMMANDS = {
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),
     "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
     "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),
+    "host": ("host", "Make a host, watch, balance, account for, restart and check it."),
+    "pool": ("pool", "Create, list and delete pools of VMs."),
+    "vm": ("vm", "Create, power, load, dump, run, suspend and resume VMs."),
     "sched": ("sched", "Share a host's memory out among its VMs."),
 }
 

@@ -23,6 +23,9 @@ mass_option = click.option("--mass", type=click.Path(), metavar="FILE", help="Th
 reservation_option = click.option(
     "--reservation", type=click.Path(), metavar="RSV", help="The reservation is here now, not where the swap file says."
 )
+host_option = click.option(
+    "--host", "host_path", type=click.Path(), envvar="NVMTOOL_HOST", metavar="DIR", required=True, help="The host's folder."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 repair_option = click.option("--repair", is_flag=True, help="Mend leaks and counts that are wrong; refuse what cannot be proved.")
 svg_option = click.option("--svg", type=click.Path(allow_dash=True), metavar="FILE", help="Write the picture as SVG; - is stdout.")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ExistsError, UsageError
+from ..media.record import check_name
 from ..region.device import Device
-from ..region.records import check_name
 from ..region.snapshots import create_snapshot, delete_snapshot, diff_states, list_snapshots, revert_region
 from ..region.sweep import find_deleted
 from ..text import human

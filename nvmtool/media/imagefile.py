@@ -23,7 +23,10 @@ _CHECKPOINT_WAIT_SECONDS = 60.0
 
 
 class ImageFile:
-    """A store with its journal and its locks. A writable one is this process's alone among writers."""
+    """A store with its journal and its locks. A writable one is this process's alone among writers, until its first `end_turn`.
+
+    Of some files the writers take turns: each opens, ends the turn it has from opening, and does short pieces of work in further ones.
+    """
 
     def __init__(self, store: Store, log_start: int, log_blocks: int, *, writable: bool, fd: int = -1) -> None:
         """Replay the log of an open store; without a descriptor there are no other processes."""
@@ -45,6 +48,27 @@ class ImageFile:
         except BaseException:  # an interrupt too must not leave half a transaction open
             self.journal.rollback()
             raise
+
+    @contextmanager
+    def turn(self, seconds: float) -> Iterator[None]:
+        """Be the one writer inside, with what others committed in view; raises BusyError while another is, after so many seconds."""
+        if self.fd >= 0:
+            lock.lock(self.fd, self.path, lock.WRITER, exclusive=True, seconds=seconds)
+        try:
+            self.journal.reload()
+            yield
+        finally:
+            self.end_turn()
+
+    def end_turn(self) -> None:
+        """Let others write."""
+        if self.fd >= 0:
+            lock.unlock(self.fd, lock.WRITER)
+
+    def end_reading(self) -> None:
+        """Let writers empty the log; what this reader sees may change from now on."""
+        if self.fd >= 0:
+            lock.unlock(self.fd, lock.CHECKPOINT)
 
     @contextmanager
     def no_readers(self, patient: bool) -> Iterator[None]:

@@ -8,6 +8,9 @@ Bytes far past any file's end serve our files (DESIGN 3.8):
 - `RESIZER`: held exclusively by the one process that changes a reservation's size, which takes WRITER for moments only.
 - `HELPER`: held exclusively by the one process that copies pages for the writer of a swap file, until it copies no more. The next writer
   waits for it: slots that were held for those copies are free by the words, and a copy that comes late would hit another page.
+- `FRAMES`: held exclusively by the one process that changes a host's frame table, for a batch.
+- `turn_of(n)`: held exclusively by the one process that has VM `n` of a host: a running VM gives it away between two accesses to whoever
+  holds `wanted_of(n)`.
 """
 
 from __future__ import annotations
@@ -26,10 +29,27 @@ WRITER = (1 << 62) + 0
 CHECKPOINT = (1 << 62) + 1
 RESIZER = (1 << 62) + 2
 HELPER = (1 << 62) + 3
+FRAMES = (1 << 62) + 4
+_VMS = (1 << 62) + (1 << 20)
 
 _OFD_GETLK = 36
 _OFD_SETLK = 37
 _POLL_SECONDS = 0.005
+
+
+def turn_of(number: int) -> int:
+    """Return the byte of a VM's turn."""
+    return _VMS + 4 * number
+
+
+def wanted_of(number: int) -> int:
+    """Return the byte that says who wants a VM's turn next."""
+    return _VMS + 4 * number + 1
+
+
+def guest_of(number: int) -> int:
+    """Return the byte that the one guest at work on a VM holds all the time."""
+    return _VMS + 4 * number + 2
 
 
 def _flock(kind: int, byte: int) -> bytes:
@@ -61,9 +81,9 @@ def unlock(fd: int, byte: int) -> None:
     fcntl.fcntl(fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
 
 
-def is_held(fd: int, byte: int) -> bool:
-    """Tell whether another open file holds the lock exclusively; takes nothing."""
-    answer = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_RDLCK, byte))
+def is_held(fd: int, byte: int, *, shared: bool = False) -> bool:
+    """Tell whether another open file holds the lock exclusively, or also shared; takes nothing."""
+    answer = fcntl.fcntl(fd, _OFD_GETLK, _flock(fcntl.F_WRLCK if shared else fcntl.F_RDLCK, byte))
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 

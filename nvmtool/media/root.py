@@ -30,10 +30,24 @@ class Root:
         at, where = self._locate(name)
         return word.unseal(self._journal.words[at], where, f"root word {name}", at * 8)
 
+    def find(self, name: str) -> int | None:
+        """Return a number that may be absent, None where it is; raises DamagedError."""
+        at, _ = self._locate(name)
+        return self.get(name) if self._journal.words[at] else None
+
     def put(self, name: str, value: int) -> None:
         """Change a number in the open transaction."""
+        self._journal.set_word(*self.sealed(name, value))
+
+    def clear(self, name: str) -> None:
+        """Make a number absent in the open transaction."""
+        at, _ = self._locate(name)
+        self._journal.set_word(at, 0)
+
+    def sealed(self, name: str, value: int) -> tuple[int, int]:
+        """Return (word index in the image, word) of a number with this value."""
         at, where = self._locate(name)
-        self._journal.set_word(at, word.seal(value, where))
+        return at, word.seal(value, where)
 
     def _locate(self, name: str) -> tuple[int, int]:
         """Return (word index in the image, place)."""

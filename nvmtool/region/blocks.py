@@ -30,7 +30,7 @@ _POOL = 512
 _WINDOW_GROUPS = 64
 _COUNT_LIMIT = 1 << 32
 # Which of the 16 kinds a count word may have.
-_COUNTED = np.isin(np.arange(16), (word.TABLE, word.BLOCK, word.ARRAY, word.LEAF))
+_COUNTED = np.isin(np.arange(16), (word.TABLE, word.BLOCK, word.ARRAY, word.LEAF, word.LENT))
 
 
 class Blocks:
@@ -72,27 +72,29 @@ class Blocks:
         """Blocks that can be taken, after a checkpoint if need be, without touching the reserve."""
         return self._free - self._ntaken + len(self._pool) - self.reserve
 
-    def take(self, count: int, *, from_reserve: bool = False) -> BlockNumbers:
+    def take(self, count: int, *, from_reserve: bool = False, emptiest: bool = False) -> BlockNumbers:
         """Hold free blocks for this process, in ascending order, contiguous as far as they are.
 
-        They are free on the medium until `name` counts them. Raises NoSpaceError; runs a checkpoint when only that frees enough.
+        They are free on the medium until `name` counts them. `emptiest` takes them where most is free, in long runs and out of the way of
+        what is written. Raises NoSpaceError; runs a checkpoint when only that frees enough.
         """
+        search = self._search_emptiest if emptiest else self._search
         if count > self.available + (self.reserve if from_reserve else 0):
             raise NoSpaceError(
                 f"{self._path}: device full: {count} more blocks of 4 KiB needed, {max(self.available, 0)} available; "
                 "purge or delete snapshots, or discard"
             )
-        found = self._search(count)
+        found = search(count)
         if len(found) < count and self._pool:
             self.give_back(np.array([*found.tolist(), *self._pool], np.int64))
             self._pool.clear()
-            found = self._search(count)
+            found = search(count)
         if len(found) < count:
             self.give_back(found)
             if not self._journal.is_idle:
                 raise NoSpaceError(f"{self._path}: device full until the open transaction commits")
             self._journal.checkpoint()
-            found = self._search(count)
+            found = search(count)
         if len(found) < count:
             self.give_back(found)
             raise NoSpaceError(f"{self._path}: device full: {count} blocks of 4 KiB needed")
@@ -215,6 +217,18 @@ class Blocks:
         words[counts == 0] = 0
         return self._counts + blocks - self.start, words
 
+    def iter_of_kind(self, kind: int) -> Iterator[BlockNumbers]:
+        """Yield the blocks of a kind in ascending order, a window of the count words at a time; raises DamagedError."""
+        for first in range(0, self._ngroups, _WINDOW_GROUPS):
+            end = min(first + _WINDOW_GROUPS, self._ngroups)
+            if self._used_by_group(first, end).any():
+                lo, hi = first * _GROUP, min(end * _GROUP, self.nblocks)
+                words = self._journal.array[self._counts + lo : self._counts + hi]
+                found = np.flatnonzero(words >> np.uint64(60) == np.uint64(kind)) + lo + self.start
+                if len(found):
+                    self._checked(found, kind)
+                    yield found
+
     def iter_wrong_groups(self) -> Iterator[tuple[int, int, int]]:
         """Yield (group, blocks it counts as used, blocks whose count words are not 0) where the two differ."""
         for first in range(0, self._ngroups, _WINDOW_GROUPS):
@@ -293,6 +307,25 @@ class Blocks:
             if missing:
                 group = end if end < self._ngroups else 0
         self._next_group = group
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+    def _search_emptiest(self, count: int) -> BlockNumbers:
+        """Hold up to `count` free blocks, those of the groups with the most of them first."""
+        used = self._used_by_group(0, self._ngroups)
+        order = np.argsort(used, kind="stable")
+        order = order[used[order] < _GROUP]
+        parts: list[BlockNumbers] = []
+        missing = count
+        for start in range(0, len(order), _WINDOW_GROUPS):
+            if missing == 0:
+                break
+            at = (order[start : start + _WINDOW_GROUPS, None] * _GROUP + np.arange(_GROUP)).reshape(-1)
+            at = at[at < self.nblocks]
+            free = at[(self._journal.array[self._counts + at] == 0) & ~self._held[at]][:missing]
+            self._held[free] = True
+            self._ntaken += len(free)
+            missing -= len(free)
+            parts.append(free + self.start)
         return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
     def _after_commit(self) -> None:

@@ -68,6 +68,10 @@ class Walk:
         self.findings.append(Finding(severity, structure, where, what))
         self.fixable &= fixable
 
+    def fix(self, index: int, value: int) -> None:
+        """Note the rightful contents of one word."""
+        self.fixes.append((np.array([index], np.int64), np.array([value], np.uint64)))
+
     def damaged(self, structure: str, error: DamagedError) -> None:
         """Note damage that a structure's reader named."""
         where, _, what = str(error).partition(": ")
@@ -165,9 +169,8 @@ def _walk(path: str | Path, scrub: bool, mass: str | Path | None, progress: Prog
 
 def _check_root(walk: Walk, nregions: int, *, scrub: bool) -> None:
     root = walk.device.root
-    for name, right in (("lent_blocks", 0), ("nregions", nregions)):
-        if root.get(name) != right:
-            walk.find("error", "root word", name, f"is {root.get(name)}, counted {right}")
+    if root.get("nregions") != nregions:
+        walk.find("error", "root word", "nregions", f"is {root.get('nregions')}, counted {nregions}")
     if not walk.device.slots.pairing.is_sound:
         # Every purged block must have been read before the store may become this image's own again.
         walk.find("error", "mass store", "header", "was last changed through another copy of this image", fixable=scrub)

@@ -23,17 +23,25 @@ _MOST_FINDINGS = 100
 
 
 def check_block_counts(walk: Walk) -> None:
-    """Compare every count word and group word of the data area; too high is a leak, too low an error."""
+    """Compare every count word and group word of the data area; too high is a leak, too low an error.
+
+    That a block is lent its count word alone says: nothing names it.
+    """
     blocks = walk.device.blocks
+    lent, whole = 0, True
     for start in range(blocks.start, blocks.end, _AT_ONCE):
         numbers = np.arange(start, min(start + _AT_ONCE, blocks.end), dtype=np.int64)
         try:
             kinds, counts = blocks.counts(numbers)
         except DamagedError as error:
             walk.damaged("count word", error)
+            whole = False
             continue
-        expected = walk.references[numbers - walk.start]
-        expected_kinds = walk.kinds[numbers - walk.start]
+        lent_here = kinds == word.LENT
+        lent += int(lent_here.sum())
+        unnamed = walk.references[numbers - walk.start] == 0
+        expected = np.where(lent_here & unnamed, 1, walk.references[numbers - walk.start])
+        expected_kinds = np.where(lent_here & unnamed, np.uint8(word.LENT), walk.kinds[numbers - walk.start])
         found = counts.astype(np.int64)
         for position in _first(found < expected):
             walk.find("error", "count word", f"block {start + position}", f"count is {found[position]}, named {expected[position]} times")
@@ -57,8 +65,26 @@ def check_block_counts(walk: Walk) -> None:
         if len(high):
             walk.fixes.append(blocks.sealed_counts(numbers[high], expected[high].astype(np.uint64), expected_kinds[high]))
     for group, found_used, used in blocks.iter_wrong_groups():
+        whole = False
         severity = "leak" if found_used > used else "error"
         walk.find(severity, "group word", f"group {group}", f"counts {found_used} used blocks, there are {used}", fixable=found_used > used)
+    _check_lent(walk, lent, whole=whole)
+
+
+def _check_lent(walk: Walk, lent: int, *, whole: bool) -> None:
+    """Compare the root words of lending with the count words; where those are not `whole`, one of a lent block may be lost."""
+    root = walk.device.root
+    if root.get("lent_blocks") != lent:
+        # A block that looks leaked may be one that a host uses: freed, it could become data.
+        whole &= root.get("lent_blocks") < lent or walk.leaked_blocks == 0
+        walk.find("error", "root word", "lent_blocks", f"is {root.get('lent_blocks')}, {lent} blocks are lent", fixable=whole)
+        walk.fix(*root.sealed("lent_blocks", lent))
+    tag = root.find("lender_tag")
+    if lent and (tag is None or not 0 < tag < lay.LENDER_TAGS):
+        walk.find("error", "root word", "lender_tag", f"{'is absent' if tag is None else f'{tag} is out of range'}, {lent} blocks are lent")
+    elif not lent and tag is not None:
+        walk.find("error", "root word", "lender_tag", f"is {tag}, nothing is lent", fixable=whole)
+        walk.fix(root.sealed("lender_tag", 0)[0], 0)
 
 
 def check_slot_counts(walk: Walk) -> None:

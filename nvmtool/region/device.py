@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, UsageError
-from ..media import word
+from ..media import sysio, word
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
+from ..media.journal import runs
+from ..media.record import check_name
 from ..media.root import Root
-from ..media.store import open_store
+from ..media.store import open_store, translated
 from . import layout as lay
 from .blocks import Blocks
 from .header import HEADER_FORMAT, Header
 from .mass import MassStore
-from .records import RecordTable, check_name
+from .records import RecordTable
 from .region import Region
 from .slots import Slots
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..media.store import Store
     from .records import Record
     from .sweep import Change, Progress
@@ -125,6 +130,11 @@ class Device:
         """Number of blocks lent as volatile memory; raises DamagedError."""
         return self.root.get("lent_blocks")
 
+    @property
+    def lender_tag(self) -> int:
+        """Which host has lent blocks, 0 while there are none; raises DamagedError."""
+        return self.root.find("lender_tag") or 0
+
     def regions(self) -> list[Region]:
         """Return the regions in the order of their records."""
         return [self.any_region(record) for record in self._table if not record.get("flags") & lay.DELETING]
@@ -195,6 +205,16 @@ class Device:
         for own in (self.path, self.mass.path if self.mass is not None else self.path):
             if _is_same_file(own, Path(path)):
                 raise RefusedError(f"{path}: is {'the image itself' if own == self.path else 'the mass store of the image'}")
+
+    def give_storage(self, blocks: NDArray[np.int64]) -> None:
+        """Allocate the storage of blocks where a sparse image has none yet, so that a store through a mapping cannot fail.
+
+        Raises NoSpaceError.
+        """
+        if self._file.fd >= 0:
+            with translated(self.path):
+                for first, count in runs(blocks):
+                    sysio.allocate(self._file.fd, first * lay.BLOCK_SIZE, count * lay.BLOCK_SIZE)
 
     def flush(self) -> None:
         """Make all writes to all regions durable."""

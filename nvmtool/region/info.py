@@ -27,7 +27,7 @@ def device_info(device: Device) -> dict[str, Any]:
         "size_bytes": header.size_blocks * lay.BLOCK_SIZE,
         "free_bytes": free * lay.BLOCK_SIZE,
         "used_bytes": (used + header.data_start) * lay.BLOCK_SIZE,
-        "metadata_bytes": (used - data_blocks + header.data_start) * lay.BLOCK_SIZE,
+        "metadata_bytes": (used - data_blocks - device.lent_blocks + header.data_start) * lay.BLOCK_SIZE,
         "reserve_bytes": device.blocks.reserve * lay.BLOCK_SIZE,
         "lent_bytes": device.lent_blocks * lay.BLOCK_SIZE,
         "log_bytes": header.log_blocks * lay.BLOCK_SIZE,

@@ -64,9 +64,10 @@ ROOT = np.dtype(
         ("nregions", "<u8"),
         ("mass_tag", "<u8"),
         ("mass_tag_before", "<u8"),
+        ("lender_tag", "<u8"),
     ]
 )
-assert ROOT.itemsize == 56
+assert ROOT.itemsize == 64
 
 REGION_RECORD = np.dtype(
     [
@@ -124,10 +125,11 @@ USED_SHIFT = 40
 ADDRESS_MASK = (1 << USED_SHIFT) - 1
 STATE_BITS = 36
 
-NAME_WORDS = 9
-NAME_BYTES = NAME_WORDS * 7
 MAX_REGIONS = 512 * (BLOCK_SIZE // REGION_RECORD.itemsize)
 MAX_SNAPSHOTS = 512 * (BLOCK_SIZE // SNAPSHOT_RECORD.itemsize)
+
+# Tags of hosts that have blocks as memory are below this.
+LENDER_TAGS = 1 << 48
 
 # region flags
 VIRTBLOCK_MAPPING = 1

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, NoSpaceError, UsageError
-from ..media import word
+from ..errors import DamagedError, NoSpaceError
+from ..media import record, word
+from ..media.record import NAME_WORDS, encode_name
 from . import layout as lay
 
 if TYPE_CHECKING:
@@ -19,41 +20,16 @@ if TYPE_CHECKING:
     from .blocks import Blocks
 
 _TOP_ENTRIES = 512
-_NAME_PAYLOAD = 7
 
 
-class Record:
-    """One record. Fields are read and changed by their names in the layout; changes join the open transaction."""
+class Record(record.Record):
+    """A record of a table that lies in blocks of the data area, and may name such blocks."""
+
+    _table: RecordTable
 
     def __init__(self, table: RecordTable, number: int, base: int) -> None:
         """Stand on record `number` of a table, whose first word has the index `base`."""
-        self._journal = table.journal
-        self._table = table
-        self.number = number
-        self.base = base
-
-    def get(self, field: str) -> int:
-        """Return a field's payload; raises DamagedError."""
-        index = self._table.fields[field]
-        stored = self._journal.words[self.base + index]
-        return word.unseal(stored, self._place(index), f"{self._table.label} {self.number} field {field}", (self.base + index) * 8)
-
-    def put(self, field: str, payload: int) -> None:
-        """Change a field."""
-        index = self._table.fields[field]
-        self._journal.set_word(self.base + index, word.seal(payload, self._place(index)))
-
-    def sealed(self, field: str, payload: int) -> tuple[int, int]:
-        """Return (word index, word) that a field must have to hold a payload."""
-        index = self._table.fields[field]
-        return self.base + index, word.seal(payload, self._place(index))
-
-    def check_spare(self) -> None:
-        """Raise DamagedError unless the spare words are 0."""
-        for index in range(self._table.fields["spare"], self._table.words_per_record):
-            stored = self._journal.words[self.base + index]
-            if stored:
-                word.damaged(f"{self._table.label} {self.number} field spare", (self.base + index) * 8, stored, "is not 0")
+        super().__init__(table, number, base)
 
     def get_pointer(self, field: str, kind: int) -> int:
         """Return the block that a pointer field names, 0 where it is absent; raises DamagedError."""
@@ -72,48 +48,6 @@ class Record:
         """Change a pointer field; block 0 makes it absent."""
         index = self._table.fields[field]
         self._journal.set_word(self.base + index, word.pointer(kind, block, self._place(index)) if block else 0)
-
-    @property
-    def id(self) -> int:
-        """The record's id; raises DamagedError for a free record."""
-        payload = self.get("id")
-        if payload >> word.VALUE_BITS != word.RECORD:
-            raise DamagedError(f"{self._table.label} {self.number} at 0x{self.base * 8:x}: id is of another kind")
-        return payload & word.VALUE_MASK
-
-    @id.setter
-    def id(self, value: int) -> None:
-        self.put("id", word.RECORD << word.VALUE_BITS | value)
-
-    @property
-    def name(self) -> str:
-        """The record's name; raises DamagedError when it is not UTF-8."""
-        first = self._table.fields["name"]
-        raw = bytearray()
-        for index in range(first, first + lay.NAME_WORDS):
-            stored = self._journal.words[self.base + index]
-            label = f"{self._table.label} {self.number} field name"
-            raw += word.unseal(stored, self._place(index), label, (self.base + index) * 8).to_bytes(_NAME_PAYLOAD, "little")
-        try:
-            return raw.rstrip(b"\0").decode()
-        except UnicodeDecodeError:
-            raise DamagedError(f"{self._table.label} {self.number} at 0x{self.base * 8:x}: name is not UTF-8") from None
-
-    @name.setter
-    def name(self, name: str) -> None:
-        first = self._table.fields["name"]
-        for position, raw in enumerate(encode_name(name)):
-            index = first + position
-            self._journal.set_word(self.base + index, word.seal(raw, self._place(index)))
-
-    def clear(self) -> None:
-        """Make the record free."""
-        nwords = self._table.words_per_record
-        indexes = np.arange(self.base, self.base + nwords, dtype=np.int64)
-        self._journal.set_words(indexes, np.zeros(nwords, np.uint64))
-
-    def _place(self, index: int) -> int:
-        return self._table.place(self.number, index)
 
 
 class RecordTable:
@@ -188,7 +122,7 @@ class RecordTable:
             base = block * lay.WORDS_PER_BLOCK
             table = self.journal.array[base : base + lay.WORDS_PER_BLOCK].reshape(self._per_leaf, -1)
             # The payloads select; the checksums are verified when the record is read.
-            names = table[:, first : first + lay.NAME_WORDS] >> np.uint64(8)
+            names = table[:, first : first + NAME_WORDS] >> np.uint64(8)
             same = (names == np.array(wanted, np.uint64)).all(axis=1) & (table[:, 0] != 0)
             for position in np.flatnonzero(same).tolist():
                 record = Record(self, leaf * self._per_leaf + position, base + position * self.words_per_record)
@@ -241,16 +175,3 @@ class RecordTable:
         self.journal.add_fresh(block)
         self.journal.set_word(index, word.pointer(word.LEAF, block, where))
         return block
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that no region or snapshot may have."""
-    nbytes = len(name.encode(errors="surrogatepass"))
-    if not 0 < nbytes <= lay.NAME_BYTES or any(c in "/@\0\n" or "\ud800" <= c <= "\udfff" for c in name) or name in (".", ".."):
-        raise UsageError(f"name {name!r}: 1 to {lay.NAME_BYTES} bytes of UTF-8, without '/', '@', newline or NUL, and not '.' or '..'")
-
-
-def encode_name(name: str) -> list[int]:
-    """Return a name as payloads of 7 bytes."""
-    padded = name.encode(errors="surrogatepass")[: lay.NAME_BYTES].ljust(lay.NAME_BYTES, b"\0")
-    return [int.from_bytes(padded[start : start + _NAME_PAYLOAD], "little") for start in range(0, lay.NAME_BYTES, _NAME_PAYLOAD)]

@@ -12,8 +12,8 @@ import numpy as np
 from ..errors import ExistsError
 from ..media import word
 from ..media.journal import runs
+from ..media.record import check_name
 from . import layout as lay
-from .records import check_name
 from .sweep import Change, find_deleted, mark_deleted, sweep_snapshot
 
 if TYPE_CHECKING:

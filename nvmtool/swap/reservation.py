@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +84,36 @@ def join(reservation_path: Path, swap_uuid: bytes, swap_path: Path, promise_bloc
             folder = os.stat(swap_path.resolve().parent)
         if folder.st_dev != os.fstat(file.fd).st_dev:
             raise RefusedError(f"{swap_path}: is not on the file system of its reservation {reservation_path}")
-        promised, nblocks = file.lenders.promised(), file.nblocks
-        if promised + promise_blocks > nblocks:
-            size, used, free = (human(max(number, 0) * file.block_bytes) for number in (nblocks, promised, nblocks - promised))
-            raise RefusedError(
-                f"{reservation_path}: cannot promise {human(promise_blocks * file.block_bytes)} to {swap_path}: "
-                f"{used} of {size} are promised, {free} are free"
-            )
+        _require_free(file, swap_path, promise_blocks)
         with file.transaction():
             file.lenders.add(promise_blocks, swap_uuid, stored)
         return file.uuid
+
+
+def promise_of(reservation_path: Path, swap_uuid: bytes) -> int:
+    """Return how many blocks a swap file was promised; raises NotFoundError for one that has not joined."""
+    with ReservationFile.open(reservation_path, writable=False) as file:
+        return _require_lender(file, swap_uuid).promise
+
+
+def set_promise(reservation_path: Path, swap_uuid: bytes, promise_blocks: int) -> int:
+    """Promise more or fewer blocks to a swap file that has joined, in use or not; return the promise before. Durable on return.
+
+    Raises RefusedError when not all promises could be kept, or for fewer blocks than are lent to it, UsageError, or NotFoundError for one
+    that has not joined.
+    """
+    if promise_blocks < 0:
+        raise UsageError(f"promise of {promise_blocks} blocks: must be 0 or more")
+    with ReservationFile.open(reservation_path, writable=True) as file:
+        lender = _require_lender(file, swap_uuid)
+        if promise_blocks > lender.promise:
+            _require_free(file, file.lenders.location(lender), promise_blocks - lender.promise)
+        elif promise_blocks < lender.promise:
+            _require_not_lent(file, lender, promise_blocks)
+        if promise_blocks != lender.promise:
+            with file.transaction():
+                file.lenders.store(replace(lender, promise=promise_blocks))
+        return lender.promise
 
 
 def leave(reservation_path: Path, swap_uuid: bytes, swap_path: Path) -> None:
@@ -102,9 +123,7 @@ def leave(reservation_path: Path, swap_uuid: bytes, swap_path: Path) -> None:
     NoSpaceError when the swap file is gone and there is no storage for its blocks.
     """
     with ReservationFile.open(reservation_path, writable=False) as file:
-        lender = file.lenders.find(swap_uuid)
-        if lender is None:
-            raise NotFoundError(f"{reservation_path}: has promised nothing to a swap file with the uuid {uuid.UUID(bytes=swap_uuid)}")
+        lender = _require_lender(file, swap_uuid)
         refuse_copy(file, lender, swap_path)
     with suppress(NotFoundError, FormatError, DamagedError), SwapSide.open(swap_path, swap_uuid, writable=True) as side:
         side.bring_in_order(reservation_path, file.uuid, np.zeros(side.nblocks, bool))
@@ -195,6 +214,29 @@ def require_space(folder: Path, path: Path, size_bytes: int) -> None:
         free = os.statvfs(folder)
     if free.f_bavail * free.f_frsize < size_bytes:
         raise NoSpaceError(f"{path}: no space for {size_bytes} bytes: {human(free.f_bavail * free.f_frsize)} are free")
+
+
+def _require_free(file: ReservationFile, swap_path: Path, more: int) -> None:
+    promised, nblocks = file.lenders.promised(), file.nblocks
+    if promised + more > nblocks:
+        size, used, free = (human(max(number, 0) * file.block_bytes) for number in (nblocks, promised, nblocks - promised))
+        raise RefusedError(
+            f"{file.path}: cannot promise {human(more * file.block_bytes)} to {swap_path}: {used} of {size} are promised, {free} are free"
+        )
+
+
+def _require_lender(file: ReservationFile, swap_uuid: bytes) -> Lender:
+    lender = file.lenders.find(swap_uuid)
+    if lender is None:
+        raise NotFoundError(f"{file.path}: has promised nothing to a swap file with the uuid {uuid.UUID(bytes=swap_uuid)}")
+    return lender
+
+
+def _require_not_lent(file: ReservationFile, lender: Lender, promise_blocks: int) -> None:
+    lent = int(np.count_nonzero(file.words.get_all(file.nblocks).of(lender.number)))
+    if lent > promise_blocks:
+        asked, had = human(promise_blocks * file.block_bytes), human(lent * file.block_bytes)
+        raise RefusedError(f"{file.path}: cannot promise only {asked} to {file.lenders.location(lender)}: it has {had}")
 
 
 def _write_metadata(new: NewFile, areas: dict[str, int], nblocks: int, slots: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import NoSpaceError, RefusedError
+from ..errors import NoSpaceError, RefusedError, UsageError
 from ..media import lock, word
 from ..media.journal import runs
 from ..media.store import translated
@@ -25,23 +25,36 @@ def resize_reservation(path: str | Path, size_bytes: int, progress: Progress = N
     UsageError, NoSpaceError when there is no storage to grow, or RefusedError for a size below what is promised.
     """
     with ReservationFile.open(Path(path), writable=True) as file:
-        nblocks = blocks_of(size_bytes, file.block_bytes)
         lock.lock(file.fd, file.path, lock.RESIZER, exclusive=True, seconds=0)
-        before = file.nblocks
-        relabelled = 0
-        if nblocks > before:
-            # Nobody else touches what is past the end: the others may borrow during the long part.
-            file.end_turn()
-            require_space(file.path.resolve().parent, file.path, size_bytes - os.fstat(file.fd).st_size)
-            _write_tail(file, before, nblocks, progress)
-            with file.turn():
-                _take_in(file, before, nblocks)
-        else:
-            relabelled = _shrink(file, before, nblocks)
-        with translated(file.path):
-            # Last: also the tail that a killed call left.
-            os.ftruncate(file.fd, file.size_of(nblocks))
-        return {"size_bytes_before": before * file.block_bytes, "size_bytes": size_bytes, "relabelled_blocks": relabelled}
+        return _resize(file, size_bytes, progress)
+
+
+def grow_reservation(path: str | Path, more_bytes: int, progress: Progress = None) -> dict[str, int]:
+    """Add to a reservation's size, whatever it is; its cost is that of what is added. Returns and raises as `resize_reservation`."""
+    if more_bytes <= 0:
+        raise UsageError(f"{more_bytes} bytes: there must be some to grow by")
+    with ReservationFile.open(Path(path), writable=True) as file:
+        lock.lock(file.fd, file.path, lock.RESIZER, exclusive=True, seconds=0)
+        return _resize(file, file.nblocks * file.block_bytes + more_bytes, progress)
+
+
+def _resize(file: ReservationFile, size_bytes: int, progress: Progress) -> dict[str, int]:
+    nblocks = blocks_of(size_bytes, file.block_bytes)
+    before = file.nblocks
+    relabelled = 0
+    if nblocks > before:
+        # Nobody else touches what is past the end: the others may borrow during the long part.
+        file.end_turn()
+        require_space(file.path.resolve().parent, file.path, size_bytes - os.fstat(file.fd).st_size)
+        _write_tail(file, before, nblocks, progress)
+        with file.turn():
+            _take_in(file, before, nblocks)
+    else:
+        relabelled = _shrink(file, before, nblocks)
+    with translated(file.path):
+        # Last: also the tail that a killed call left.
+        os.ftruncate(file.fd, file.size_of(nblocks))
+    return {"size_bytes_before": before * file.block_bytes, "size_bytes": size_bytes, "relabelled_blocks": relabelled}
 
 
 def _write_tail(file: ReservationFile, before: int, nblocks: int, progress: Progress) -> None:

@@ -120,22 +120,19 @@ class ReservationFile:
     @contextmanager
     def turn(self, seconds: float | None = None) -> Iterator[None]:
         """Be the one writer inside, with what others committed in view; raises BusyError after ten seconds, or as many as said."""
-        patience = _TURN_WAIT_SECONDS if seconds is None else seconds
-        lock.lock(self.fd, self.path, lock.WRITER, exclusive=True, seconds=patience)
-        try:
-            self.journal.reload()
-            yield
-        finally:
-            self.headroom.refill_if_spent()
-            self.end_turn()
+        with self._file.turn(_TURN_WAIT_SECONDS if seconds is None else seconds):
+            try:
+                yield
+            finally:
+                self.headroom.refill_if_spent()
 
     def end_turn(self) -> None:
         """Let others write."""
-        lock.unlock(self.fd, lock.WRITER)
+        self._file.end_turn()
 
     def end_reading(self) -> None:
         """Let writers empty the log; what this reader sees may change from now on."""
-        lock.unlock(self.fd, lock.CHECKPOINT)
+        self._file.end_reading()
 
     def close(self) -> None:
         """Release everything."""

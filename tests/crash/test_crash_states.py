@@ -17,8 +17,8 @@ from tests.crash.trace import FENCE, STORE
 
 SEED = 1
 EFFORT = Effort(most=7, samples=2, prove_one_of=1000, depth=1)
-ALONE = ["write-logged", "write-home-purged", "snapshot-create", "purge-pointers", "recall", "convert", "region-delete-other"]
-PAIRS = ["recall+purge-pointers", "snapshot-delete-oldest+write-home"]
+ALONE = ["write-logged", "write-home-purged", "snapshot-create", "purge-pointers", "recall", "convert", "region-delete-other", "lend"]
+PAIRS = ["recall+purge-pointers", "snapshot-delete-oldest+write-home", "lend+take-back", "lend+forget"]
 REPAIRS = [name for name in suite("virtblock").special if name.startswith("repair")]
 FOUND_QUICKLY = [
     "fence dropped: the log record",

@@ -41,6 +41,8 @@ def is_free(target: Word, payload: int) -> bool:
         return payload < 2 * lay.SWEEPING  # a deletion or conversion under way looks just so
     if target.field == "parent":
         return payload < _MOST_PARENT  # another snapshot, perhaps
+    if target.name == "root.lender_tag":
+        return bool(target.value) and 0 < payload < lay.LENDER_TAGS  # another host, perhaps; while there is none, no tag is right
     return target.name in FREE_FIELDS
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nvmtool.region.convert import convert_region
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
+from nvmtool.region.lending import lend_blocks, take_back
 from nvmtool.region.purge import purge
 from nvmtool.region.snapshots import create_snapshot
 
@@ -155,9 +156,23 @@ def mixed_image(folder: Path, seed: int = 0) -> Image:
     return builder.finish()
 
 
+def lent_image(folder: Path, seed: int = 0) -> Image:
+    """An image that has lent blocks to a host, in two steps, and some were taken back."""
+    builder = Builder(folder, seed)
+    region = builder.create("vm", "virtblock", 40)
+    builder.write(region, 0, 1)
+    first = lend_blocks(builder.device, 6, tag=7)
+    builder.snapshot(region, "old")
+    builder.write(region, 1, 2)
+    lend_blocks(builder.device, 3, tag=7)
+    take_back(builder.device, first[1:3])
+    return builder.finish()
+
+
 KINDS: dict[str, Callable[[Path, int], Image]] = {
     "virtblock": virtblock_image,
     "direct": direct_image,
     "logged": logged_image,
     "mixed": mixed_image,
+    "lent": lent_image,
 }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CASES = 120
 
 
-@pytest.mark.parametrize("kind", ["virtblock", "direct", "logged"])
+@pytest.mark.parametrize("kind", ["virtblock", "direct", "logged", "lent"])
 @pytest.mark.parametrize("make", [field_cases, structure_cases], ids=["fields", "structures"])
 def test_damage_is_found_and_repair_mends_all_or_nothing(kind: str, make: Callable, tmp_path: Path) -> None:
     image = KINDS[kind](tmp_path, 1)

@@ -191,17 +191,16 @@ RESIZE = [
     ),
     plant(
         "resize: the file is cut first",
-        reservation_resize.resize_reservation,
+        reservation_resize._resize,
         "        relabelled = _shrink(file, before, nblocks)\n",
-        "        os.ftruncate(file.fd, file.size_of(nblocks))\n            relabelled = _shrink(file, before, nblocks)\n",
+        "        os.ftruncate(file.fd, file.size_of(nblocks))\n        relabelled = _shrink(file, before, nblocks)\n",
         "shrink",
     ),
     plant(
         "resize: new blocks are taken in before they are there",
-        reservation_resize.resize_reservation,
-        "            _write_tail(file, before, nblocks, progress)\n",
-        "            with file.turn():\n                _take_in(file, before, nblocks)\n"
-        "            _write_tail(file, before, nblocks, progress)\n",
+        reservation_resize._resize,
+        "        _write_tail(file, before, nblocks, progress)\n",
+        "        with file.turn():\n            _take_in(file, before, nblocks)\n        _write_tail(file, before, nblocks, progress)\n",
         "grow",
     ),
     plant(

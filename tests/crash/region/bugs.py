@@ -5,7 +5,7 @@ from __future__ import annotations
 from nvmtool.media.imagefile import ImageFile
 from nvmtool.media.journal import Journal
 from nvmtool.media.store import FileStore
-from nvmtool.region import copying, purge, purge_pointers, purge_virtblock, recall, repair, snapshots, sweep
+from nvmtool.region import copying, lending, purge, purge_pointers, purge_virtblock, recall, repair, snapshots, sweep
 from nvmtool.region import format as formatting
 from nvmtool.region.blocks import Blocks
 from nvmtool.region.convert import _convert_all, convert_region
@@ -399,4 +399,26 @@ STEPS = [
     ),
 ]
 
-BUGS = [*FENCES, *LOG, *REUSE, *COUNTS, *STEPS]
+LENDING = [
+    plant(
+        "lending: the root does not count",
+        lending.lend_blocks,
+        'device.root.put("lent_blocks", device.lent_blocks + len(part))',
+        "pass",
+        "lend",
+    ),
+    plant("lending: half a lend commits", lending.lend_blocks, "(part, word.LENT)", "(part, word.LENT); device.journal.commit()", "lend"),
+    plant("lending: blocks are named as data", lending.lend_blocks, "(part, word.LENT)", "(part, word.BLOCK)", "lend"),
+    plant("lending: no tag", lending.lend_blocks, 'device.root.put("lender_tag", tag)', "pass", "lend"),
+    plant("lending: the tag stays", lending._put_lent, "if count == 0:", "if False:", "lend+forget"),
+    plant("lending: what is taken back stays", lending._free, "device.blocks.free(part)", "pass", "lend+take-back"),
+    plant(
+        "lending: half a return commits",
+        lending._free,
+        "device.blocks.free(part)",
+        "device.blocks.free(part); device.journal.commit()",
+        "lend+take-back",
+    ),
+]
+
+BUGS = [*FENCES, *LOG, *REUSE, *COUNTS, *STEPS, *LENDING]

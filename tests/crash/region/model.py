@@ -52,6 +52,8 @@ class RegionModel:
 
 
 Model = dict[str, RegionModel]
+# No region has this name: how many blocks are lent, as a region without contents; absent while there are none.
+LENT = ""
 
 
 def digest_of(model: Model) -> str:
@@ -65,10 +67,16 @@ def digest_of(model: Model) -> str:
 
 def digest_of_device(device: Device) -> str:
     """Return the digest of what a device shows: every region, every state, every block that is not zeros."""
+    lent = [(LENT, "lent", device.lent_blocks, "", {})] if device.lent_blocks else []
     return _digest(
-        (region.name, region.mapping, region.nblocks, state or "", read_blocks(region, state))
-        for region in device.regions()
-        for state in [None, *names(region)]
+        [
+            *lent,
+            *(
+                (region.name, region.mapping, region.nblocks, state or "", read_blocks(region, state))
+                for region in device.regions()
+                for state in [None, *names(region)]
+            ),
+        ]
     )
 
 

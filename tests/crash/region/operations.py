@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nvmtool.region.convert import convert_region
+from nvmtool.region.lending import forget_lent, lend_blocks, lent_block_numbers, take_back
 from nvmtool.region.purge import purge
 from nvmtool.region.recall import recall
 from nvmtool.region.snapshots import create_snapshot, delete_snapshot, revert_region
 from nvmtool.region.transfer import import_file
 
-from .model import BLOCK, ZEROS, Model, RegionModel
+from .model import BLOCK, LENT, ZEROS, Model, RegionModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +138,11 @@ def _convert(name: str) -> Operation:
     )
 
 
+def _lent(model: Model, count: int) -> list[Model]:
+    rest = {name: region for name, region in model.items() if name != LENT}
+    return [{**rest, LENT: RegionModel(count, "lent")} if count else rest]
+
+
 def _revert(model: Model, snapshot: str) -> list[Model]:
     return [_changed(model, replace(model["vm"], current=model["vm"].snapshots[snapshot]))]
 
@@ -175,6 +181,17 @@ def operations() -> list[Operation]:
             lambda m: [{**m, "new": RegionModel(16, "direct")}],
         ),
         Operation("region-delete", lambda d: d.delete_region(vm), partial(_without_region, vm)),
+        Operation(
+            "lend",
+            lambda d: lend_blocks(d, 9, tag=7),
+            lambda m: _lent(m, 9 + (m[LENT].nblocks if LENT in m else 0)),
+        ),
+        Operation(
+            "take-back",
+            lambda d: take_back(d, lent_block_numbers(d)[::2]),
+            lambda m: _lent(m, m[LENT].nblocks // 2),
+        ),
+        Operation("forget", forget_lent, lambda m: _lent(m, 0 * m[LENT].nblocks)),
         Operation("region-delete-other", lambda d: d.delete_region("other"), partial(_without_region, "other")),
     ]
 

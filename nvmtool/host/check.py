@@ -1,0 +1,140 @@
+"""Check a host: records, maps, the frame table against the maps, memory, promises of swap; and mend what is volatile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DamagedError, FormatError, NotFoundError, NvmtoolError, RefusedError
+from ..findings import CheckResult, Finding
+from ..swap.check import check_swap
+from ..swap.reservation_check import check_reservation
+from . import layout as lay
+from .accounting import Account, account_quietly
+from .admission import guarantees
+from .power import promised_pages
+from .rebuild import has_running_part, iter_running, iter_saved
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .records import Vm
+
+
+def check_host(host: Host, *, repair: bool = False) -> CheckResult:
+    """Check every structure while nothing moves; running VMs pause.
+
+    `repair` makes the frame table anew from the maps, which needs a host opened for writing; nothing else of a host can be mended by what
+    is known. Raises BusyError.
+    """
+    with host.quiet():
+        findings = list(_iter_findings(host))
+    repaired = 0
+    if repair and any(each.structure == "frame table" for each in findings):
+        # As if a process had been killed while it changed the table: the next turn makes it anew.
+        host.frames.put("working", 1)
+        with host.frames_turn():
+            pass
+        before = len(findings)
+        with host.quiet():
+            findings = list(_iter_findings(host))
+        repaired = before - len(findings)
+    leaked = sum(each.severity == "leak" for each in findings)
+    return CheckResult(not findings, findings, leaked, repaired)
+
+
+def _iter_findings(host: Host) -> Iterator[Finding]:
+    try:
+        vms, _ = host.all_vms(), host.all_pools()
+    except DamagedError as error:
+        yield Finding("error", "record", str(host.path), str(error))
+        return
+    try:
+        host.require_memory()
+    except (RefusedError, FormatError, DamagedError) as error:
+        yield Finding("error", "machine memory", str(host.path), str(error))
+        return
+    yield from _iter_map_findings(host, vms)
+    yield from _iter_table_findings(host)
+    found = guarantees(host)
+    if found.total > found.capacity:
+        yield Finding("error", "guarantees", str(host.path), f"{found.total} pages are guaranteed, the host has {found.capacity}")
+    yield from _iter_swap_findings(host, vms)
+
+
+def _iter_map_findings(host: Host, vms: list[Vm]) -> Iterator[Finding]:
+    for vm in vms:
+        try:
+            if vm.cursor:
+                saved = sum(len(mpns) for mpns, _ in iter_saved(host, vm))
+                if saved != vm.saved_pages and not vm.recount:
+                    what = f"names {saved} frames, the VM's record counts {vm.saved_pages}"
+                    yield Finding("error", "saved map", str(host.saved_map_path(vm)), what)
+            if has_running_part(vm):
+                host.map_of(vm).close()
+                for mpns, _ in iter_running(host, vm):
+                    host.frames.require(mpns)
+        except NvmtoolError as error:
+            yield Finding("error", "map", f"VM {vm.name}", str(error))
+
+
+def _iter_table_findings(host: Host) -> Iterator[Finding]:
+    where = str(host.path / "volatile")
+    try:
+        if host.frames.get("working"):
+            yield Finding("leak", "frame table", where, "a process was killed while it changed the table; the next change makes it anew")
+            return
+        found = account_quietly(host)
+    except NotFoundError as error:
+        yield Finding("leak", "frame table", where, str(error))
+        return
+    except (DamagedError, FormatError) as error:
+        yield Finding("error", "frame table", where, str(error))
+        return
+    yield from _iter_account_findings(found, where)
+    yield from _iter_parked(host, where)
+
+
+def _iter_account_findings(found: Account, where: str) -> Iterator[Finding]:
+    if found.difference_pages:
+        what = f"{abs(found.difference_pages)} frames are {'lost' if found.difference_pages > 0 else 'counted twice'}"
+        yield Finding("leak" if found.difference_pages > 0 else "error", "frame table", where, what)
+    if found.refs_difference:
+        what = f"counts of shared frames are {abs(found.refs_difference)} too {'high' if found.refs_difference > 0 else 'low'}"
+        yield Finding("leak" if found.refs_difference > 0 else "error", "frame table", where, what)
+
+
+def _iter_parked(host: Host, where: str) -> Iterator[Finding]:
+    parked = host.frames.of_kind(lay.PARKED)
+    if len(parked) and not host.frames.get("suspended"):
+        yield Finding("leak", "frame table", where, f"{len(parked)} frames are parked, and no VM is suspended")
+    named = [mpns[shared] for vm in host.all_vms() if vm.cursor for mpns, shared in iter_saved(host, vm)]
+    every = np.concatenate([np.empty(0, np.int64), *named])
+    lost = np.flatnonzero(~np.isin(host.frames.kinds(every), (lay.PARKED, lay.SHARED)))
+    if len(lost):
+        yield Finding("error", "frame table", where, f"machine frame {int(every[lost[0]])} is named by a suspended VM, and not kept for it")
+
+
+def _iter_swap_findings(host: Host, vms: list[Vm]) -> Iterator[Finding]:
+    for pool in host.all_pools():
+        path = host.reservation_path(pool)
+        try:
+            for finding in check_reservation(path).findings:
+                yield Finding(finding.severity, f"reservation: {finding.structure}", finding.where, finding.what)
+        except NvmtoolError as error:
+            yield Finding("error", "reservation", str(path), str(error))
+    for vm in vms:
+        swap = host.swap_path(vm)
+        if not swap.exists():
+            promised = 0
+        elif vm.is_off:
+            yield Finding("leak", "swap file", str(swap), "its VM is off; vm power-off deletes it")
+            continue
+        else:
+            for finding in check_swap(swap, reservation=host.reservation_path(host.pool_numbered(vm.pool))).findings:
+                yield Finding(finding.severity, f"swap file: {finding.structure}", finding.where, finding.what)
+            promised = promised_pages(host, vm)
+        if not vm.is_off and vm.granted_pages + promised < vm.memory_pages:
+            what = f"{vm.granted_pages} pages are granted and {promised} of swap promised, its memory has {vm.memory_pages}"
+            yield Finding("error", "promise", f"VM {vm.name}", what)

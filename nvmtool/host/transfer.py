@@ -1,0 +1,186 @@
+"""Load a guest's raw memory into a running VM, and dump a VM's memory into a raw file, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import NoSpaceError, RefusedError, UsageError
+from ..media import sysio
+from ..media.imagefile import open_file
+from ..media.journal import run_arrays
+from ..media.newfile import NewFile
+from ..media.pagefile import page_buffer
+from ..media.store import translated
+from ..swap.swapfile import SwapFile
+from . import layout as lay
+from .balance import find_frames
+from .maps import BATCH
+from .rebuild import has_running_part
+from .space import Space
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .host import Host
+    from .records import Vm
+
+    Ints = NDArray[np.int64]
+    Progress = Callable[[int, int, str], None] | None
+
+_PAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading did, in pages: those with data, and those that are zeros and take no memory."""
+
+    data_pages: int
+    zero_pages: int
+
+
+def load(host: Host, name: str, source: str | Path, *, progress: Progress = None) -> Loaded:
+    """Let a running VM's memory be what a raw file holds; what it held before is gone. Pages of zeros take no memory.
+
+    Where memory runs short, pages go to the VM's swap file. Raises RefusedError for a VM that does not run, UsageError for a file of
+    another size, NoSpaceError; cut off in between, the memory is part old and part new: load again.
+    """
+    source = Path(source)
+    fd = open_file(source, writable=False)
+    try:
+        with host.vm_turns([host.vm(name).number]):
+            vm = host.vm(name)
+            if vm.state != lay.ON:
+                raise RefusedError(f"VM {name}: is {vm.state_name}; power it on first")
+            size = sysio.file_size(fd)
+            if size != vm.memory_pages * lay.PAGE:
+                raise UsageError(f"{source}: has {size} bytes, the memory of VM {name} has {vm.memory_pages * lay.PAGE}")
+            return _Load(Space(host, vm), source, fd).run(progress)
+    finally:
+        os.close(fd)
+
+
+class _Load:
+    """One loading; the space may become another when others must make room."""
+
+    def __init__(self, space: Space, source: Path, fd: int) -> None:
+        self.space, self.source, self.fd = space, source, fd
+
+    def run(self, progress: Progress) -> Loaded:
+        buffer = page_buffer(_PAGES)
+        npages, data = self.space.vm.memory_pages, 0
+        with ExitStack() as opened:
+            opened.push(lambda *error: self.space.close(in_order=error[0] is None))
+            for start in range(0, npages, _PAGES):
+                rows = buffer[: min(_PAGES, npages - start)]
+                with translated(self.source):
+                    if os.preadv(self.fd, [rows.reshape(-1).data], start * lay.PAGE) != rows.size:
+                        raise UsageError(f"{self.source}: became shorter while it was read")
+                filled = rows.view("<u8").any(axis=1)
+                ppns = np.arange(start, start + len(rows))
+                self._replace(ppns[filled], rows[filled])
+                self._clear(ppns[~filled])
+                data += int(filled.sum())
+                if progress is not None:
+                    progress((start + len(rows)) * lay.PAGE, npages * lay.PAGE, "bytes")
+        return Loaded(data, npages - data)
+
+    def _replace(self, ppns: Ints, rows: NDArray[np.uint8]) -> None:
+        if not len(ppns):
+            return
+        self.space.drop(ppns)
+        while True:
+            try:
+                mpns = self.space.own_many(ppns)
+                break
+            except NoSpaceError:
+                self.space = find_frames(self.space, len(ppns))
+        self.space.memory.write(mpns, rows)
+        self.space.name(ppns, mpns)
+
+    def _clear(self, ppns: Ints) -> None:
+        """Let page frames read as zeros: neither in memory nor in a slot."""
+        self.space.drop(ppns)
+        swap = self.space.swap
+        if swap is not None:
+            swapped = ppns[swap.states(ppns) >= 0]
+            if len(swapped):
+                # In memory again by the file, and in no frame by the map: an untouched page, which reads as zeros.
+                swap.forget(swapped)
+                swap.commit()
+
+
+def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None) -> int:
+    """Write the memory of a VM that is not off to a new raw file, sparse where it is zeros; return the bytes of data.
+
+    A running VM pauses for it, and nothing moves. The file appears whole or not at all. Raises RefusedError for a VM that is off or between
+    two states, NoSpaceError or StorageError.
+    """
+    with host.vm_turns([host.vm(name).number]):
+        vm = host.vm(name)
+        if vm.state not in (lay.ON, lay.SUSPENDED):
+            raise RefusedError(f"VM {name}: is {vm.state_name}")
+        new = NewFile(Path(target))
+        try:
+            new.allocate(vm.memory_pages * lay.PAGE, sparse=True)
+            written = sum(_dump_frames(host, vm, new, progress)) + _dump_swapped(host, vm, new)
+            new.publish()
+        finally:
+            new.close()
+        return written
+
+
+def _dump_frames(host: Host, vm: Vm, new: NewFile, progress: Progress) -> Iterator[int]:
+    buffer = page_buffer(_PAGES)
+    found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
+    try:
+        for ppns, mpns, _ in found.iter_present(0, vm.memory_pages):
+            for start in range(0, len(ppns), _PAGES):
+                batch = ppns[start : start + _PAGES]
+                rows = buffer[: len(batch)]
+                host.memory.read(mpns[start : start + _PAGES], rows)
+                yield _write_rows(new, batch, rows)
+            if progress is not None:
+                progress(int(ppns[-1]) + 1, vm.memory_pages, "pages")
+    finally:
+        found.close()
+
+
+def _dump_swapped(host: Host, vm: Vm, new: NewFile) -> int:
+    path = host.swap_path(vm)
+    if not path.exists():
+        return 0
+    buffer, written = page_buffer(_PAGES), 0
+    in_memory = np.zeros(vm.memory_pages, bool)
+    found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
+    try:
+        for ppns, _, _ in found.iter_present(0, vm.memory_pages):
+            in_memory[ppns] = True
+    finally:
+        found.close()
+    with SwapFile.open(path) as swap:
+        for start in range(0, vm.memory_pages, BATCH):
+            frames = np.arange(start, min(start + BATCH, vm.memory_pages))
+            frames = frames[(swap.states(frames) >= 0) & ~in_memory[frames]]
+            for first in range(0, len(frames), _PAGES):
+                batch = frames[first : first + _PAGES]
+                swap.read_pages(batch, buffer)
+                written += _write_rows(new, batch, buffer[: len(batch)])
+    return written
+
+
+def _write_rows(new: NewFile, ppns: Ints, rows: NDArray[np.uint8]) -> int:
+    filled = rows.view("<u8").any(axis=1)
+    ppns, rows = ppns[filled], rows[filled]
+    done = 0
+    with translated(new.path):
+        for first, count in zip(*(each.tolist() for each in run_arrays(ppns)), strict=True) if len(ppns) else ():
+            os.pwrite(new.fd, rows[done : done + count].reshape(-1).data, first * lay.PAGE)
+            done += count
+    return done * lay.PAGE
