@@ -18,6 +18,7 @@ from typing import Any
 
 import image_rows
 import numpy as np
+import sched_rows
 import swap_rows
 from measure import REPOSITORY, Row
 
@@ -25,6 +26,7 @@ from measure import REPOSITORY, Row
 FAMILIES: list[tuple[Callable[[Path], Any], dict[str, Callable[[Any], Row]]]] = [
     (image_rows.ImageRows, image_rows.ROWS),
     (swap_rows.SwapRows, swap_rows.ROWS),
+    (sched_rows.SchedRows, sched_rows.ROWS),
 ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from .text import human, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from rich.console import RenderableType
@@ -183,24 +183,32 @@ def draw_svg(palette: Palette, bands: Sequence[Band], title: str) -> str:
     left = _MARGIN + label_width
     width = left + _CELLS + len(palette.looks) * _COLUMN + _MARGIN
     bottom = _HEAD + len(bands) * _ROW
-    height = bottom + 40
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        'font-family="system-ui, DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#22303c">',
-        f"<title>{_svg_text(title)}</title>",
-        palette.definitions,
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_MARGIN}" y="38" font-size="18" font-weight="600">{_svg_text(title)}</text>',
-    ]
     columns = [left + _CELLS + (i + 1) * _COLUMN for i in range(len(palette.looks))]
-    for (kind, look), right in zip(palette.looks.items(), columns, strict=True):
-        swatch = right - len(kind) * _LETTER - 25
-        parts.append(f'<rect x="{swatch}" y="{_HEAD - 26}" width="14" height="14" fill="{look.fill}" stroke="#9aa7b2"/>')
-        parts.append(f'<text x="{right}" y="{_HEAD - 14}" text-anchor="end">{_svg_text(kind)}</text>')
+    parts = [palette.definitions, *svg_legend(palette.looks, columns, _HEAD - 14)]
     for row, band in enumerate(bands):
         parts += _svg_band(palette, band, _share_of(_CELLS, band, bands[0]), left, _HEAD + row * _ROW, columns)
     parts += _svg_axis(bands[0].size_bytes, left, bottom)
-    return "\n".join([*(part for part in parts if part), "</svg>", ""])
+    return svg_document(title, width, bottom + 40, parts)
+
+
+def svg_document(title: str, width: int, height: int, parts: Iterable[str]) -> str:
+    """Return an SVG document with a title above its parts, of which empty ones are left out."""
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        'font-family="system-ui, DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#22303c">',
+        f"<title>{svg_text(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{_MARGIN}" y="38" font-size="18" font-weight="600">{svg_text(title)}</text>',
+    ]
+    return "\n".join([*head, *(part for part in parts if part), "</svg>", ""])
+
+
+def svg_legend(looks: Mapping[str, Look], rights: Sequence[int], baseline: int) -> Iterator[str]:
+    """Yield a swatch and a name for each kind; the names end at `rights`."""
+    for (kind, look), right in zip(looks.items(), rights, strict=True):
+        swatch = right - len(kind) * _LETTER - 25
+        yield f'<rect x="{swatch}" y="{baseline - 12}" width="14" height="14" fill="{look.fill}" stroke="#9aa7b2"/>'
+        yield f'<text x="{right}" y="{baseline}" text-anchor="end">{svg_text(kind)}</text>'
 
 
 def _svg_band(palette: Palette, band: Band, ncells: int, left: int, top: int, columns: Sequence[int]) -> Iterator[str]:
@@ -230,5 +238,6 @@ def _svg_axis(size_bytes: int, left: int, top: int) -> Iterator[str]:
         yield f'<text x="{x:.1f}" y="{top + 21}" font-size="11" text-anchor="middle">{human(tick)}</text>'
 
 
-def _svg_text(text: str) -> str:
+def svg_text(text: str) -> str:
+    """Return a text that may stand in an SVG document."""
     return escape(printable(text))

@@ -11,6 +11,9 @@ from nvmtool.errors import exit_code_table
 from nvmtool.media import word
 from nvmtool.media.journal import LOG_RECORD
 from nvmtool.region import layout
+from nvmtool.sched.classes import DEFAULT_FRAMES
+from nvmtool.sched.reasons import REASONS
+from nvmtool.sched.settings import Settings
 from nvmtool.swap import layout as swap_layout
 from nvmtool.swap.stamps_layout import STAMPS_HEADER
 
@@ -68,6 +71,28 @@ def test_readme_has_every_exit_code() -> None:
     readme = (ROOT / "README.md").read_text()
     for code, meaning in exit_code_table():
         assert re.search(rf"\| {code} \| {re.escape(meaning)}", readme), (code, meaning)
+
+
+def test_every_reason_of_the_scheduler_is_documented() -> None:
+    document = (ROOT / "docs" / "sched.md").read_text()
+    for name, meaning in REASONS.items():
+        assert f"| `{name}` | {meaning} |" in document, name
+
+
+def test_the_schedulers_defaults_are_as_documented() -> None:
+    document, settings = (ROOT / "docs" / "sched.md").read_text(), Settings()
+    for name, value in (
+        ("Tax", settings.tax),
+        ("Deadband", settings.deadband),
+        ("Largest step", settings.largest_step),
+        ("Headroom", settings.headroom),
+    ):
+        assert f"**{name} {value * 100:g} %**" in document, name
+    for name, seconds in (("Cool-down", settings.cool_down_s), ("Stuck after", settings.stuck_after_s)):
+        assert f"**{name} {seconds:g} s**" in document, name
+    for name, share in (("soft", settings.soft), ("hard", settings.hard), ("low", settings.low)):
+        assert re.search(rf"\| {name} \| {share * 100:g} %", document), name
+    assert f"**The default is {DEFAULT_FRAMES} frames.**" in document
 
 
 @pytest.mark.parametrize(("nframes", "slots"), [(1, 16), (512, 16), (100_000, 256), (1 << 28, 256), (1 << 32, 4096)])

@@ -31,6 +31,7 @@ COMMANDS = {
     "host": ("host", "Make a host, watch, balance, account for, restart and check it."),
     "pool": ("pool", "Create, list and delete pools of VMs."),
     "vm": ("vm", "Create, power, load, dump, run, suspend and resume VMs."),
+    "sched": ("sched", "Share a host's memory out among its VMs."),
 }
 
 _HELP = """\

@@ -21,7 +21,7 @@ from ..host.lending import give_back, lend
 from ..host.sharing import share
 from ..host.status import host_status
 from ..host.suspend import restart
-from ..swap.run import stop_on_signals
+from ..stopping import stop_on_signals
 from ..text import count_of, human
 from .checks import report_check
 from .options import example, host_option, output_options, repair_option

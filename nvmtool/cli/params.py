@@ -55,14 +55,14 @@ class Percent(click.ParamType[float]):
 
 
 class Seconds(click.ParamType[float]):
-    """A duration in seconds: `30`, `0.5`."""
+    """A duration in seconds: `30`, `0.5`, `5s`."""
 
     name = "seconds"
 
     def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds; fail on what is negative, endless or no number."""
         try:
-            seconds = float(value)
+            seconds = float(value.removesuffix("s") if isinstance(value, str) else value)
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds < math.inf:

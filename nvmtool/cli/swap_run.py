@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
-from ..swap.run import RunOptions, RunReport, run_vm, stop_on_signals
+from ..stopping import stop_on_signals
+from ..swap.run import RunOptions, RunReport, run_vm
 from ..swap.swapfile import SwapFile
 from ..swap.workload import WORKLOADS
 from ..text import count_of

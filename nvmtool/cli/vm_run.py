@@ -8,7 +8,7 @@ import click
 
 from ..host.guest import GuestOptions, GuestReport, run_guest
 from ..host.host import Host
-from ..swap.run import stop_on_signals
+from ..stopping import stop_on_signals
 from ..swap.workload import WORKLOADS
 from ..text import count_of
 from .checks import PROBLEMS_FOUND

@@ -16,7 +16,7 @@ from .power import settle
 from .sharing import share
 
 if TYPE_CHECKING:
-    from ..swap.run import Stop
+    from ..stopping import Stop
 
 _NAP_SECONDS = 0.1
 

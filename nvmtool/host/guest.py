@@ -23,7 +23,7 @@ from .space import Space
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..swap.run import Stop
+    from ..stopping import Stop
     from .host import Host
     from .records import Vm
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BusyError, DamagedError, NoSpaceError, NvmtoolError, RefusedError, UsageError
+from ..stopping import Stop
 from .layout import PAGE
 from .pattern import Pattern
 from .stamps import Stamps
@@ -23,8 +21,6 @@ from .vm import Vm
 from .workload import iter_accesses
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from .swapfile import SwapFile
     from .verify import Checked
 
@@ -85,39 +81,6 @@ class RunReport:
     ended_by: str
     findings: tuple[str, ...]
     failure: NvmtoolError | None
-
-
-class Stop:
-    """Tells a run to end; `reason` says who asked first."""
-
-    def __init__(self) -> None:
-        """Nobody asked yet."""
-        self.reason = ""
-        self.times_asked = 0
-
-    def ask(self, reason: str) -> None:
-        """Let the run end in order as soon as it can."""
-        self.reason = self.reason or reason
-        self.times_asked += 1
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Let SIGTERM and SIGINT end a run in order, in the main thread; in another one signals stay as they are."""
-    stop = Stop()
-
-    def handler(number: int, _frame: FrameType | None) -> None:
-        stop.ask(signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def run_vm(swap: SwapFile, options: RunOptions, *, stop: Stop | None = None, progress: Progress | None = None) -> RunReport:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from nvmtool.errors import BusyError, NoSpaceError, UsageError
+from nvmtool.stopping import Stop
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.layout import PAGE
 from nvmtool.swap.pattern import Pattern
 from nvmtool.swap.resident import Resident
-from nvmtool.swap.run import RunOptions, RunReport, Stop, run_vm
+from nvmtool.swap.run import RunOptions, RunReport, run_vm
 from nvmtool.swap.swapfile import IN_MEMORY, SwapFile
 from nvmtool.swap.verify import Findings
 from nvmtool.swap.vm import Vm

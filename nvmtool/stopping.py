@@ -1,0 +1,51 @@
+"""Ending in order what runs until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+class Stop:
+    """Tells a run to end; `reason` says who asked first."""
+
+    def __init__(self) -> None:
+        """Nobody asked yet."""
+        self.reason = ""
+        self.times_asked = 0
+        self._asked = threading.Event()
+
+    def ask(self, reason: str) -> None:
+        """Let the run end in order as soon as it can."""
+        self.reason = self.reason or reason
+        self.times_asked += 1
+        self._asked.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until somebody asks; return whether somebody did."""
+        return self._asked.wait(max(0.0, seconds))
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Let SIGTERM and SIGINT end a run in order, in the main thread; in another one signals stay as they are."""
+    stop = Stop()
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        stop.ask(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
