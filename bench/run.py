@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import host_rows
 import image_rows
 import numpy as np
 import sched_rows
@@ -26,6 +27,7 @@ from measure import REPOSITORY, Row
 FAMILIES: list[tuple[Callable[[Path], Any], dict[str, Callable[[Any], Row]]]] = [
     (image_rows.ImageRows, image_rows.ROWS),
     (swap_rows.SwapRows, swap_rows.ROWS),
+    (host_rows.HostRows, host_rows.ROWS),
     (sched_rows.SchedRows, sched_rows.ROWS),
 ]
 

@@ -57,7 +57,7 @@ class FrameTable:
         """Create a table in which all of RAM is free and nothing is lent; raises NoSpaceError."""
         nwords = lay.first_frame_word(nram)
         size = -(-(nwords + nram + nnvm) // lay.WORDS_PER_PAGE) * lay.PAGE
-        create_mapped(path, size, sparse=True)
+        create_mapped(path, size)
         table = WordFile(path, writable=True)
         if not sparse:
             table.allocate(0, nwords + nram)

@@ -98,7 +98,7 @@ def _unknown_to_table(host: Host) -> Ints:
     """Return blocks that the image lends but the table knows nothing of: a kill came in between."""
     blocks = lent_by_image(host)
     with host.frames_turn() as frames:
-        return np.setdiff1d(blocks, frames.lent_frames() - host.nram)
+        return np.setdiff1d(blocks, frames.lent_frames() - host.nram, assume_unique=True)
 
 
 def _empty_some(host: Host, npages: int) -> tuple[Ints, int, int, int]:
@@ -106,7 +106,7 @@ def _empty_some(host: Host, npages: int) -> tuple[Ints, int, int, int]:
     with host.frames_turn() as frames:
         free = frames.lent_frames(only_free=True)[:npages]
         frames.unlend(free)
-        used = np.setdiff1d(frames.lent_frames(), free)[: npages - len(free)]
+        used = np.setdiff1d(frames.lent_frames(), free, assume_unique=True)[: npages - len(free)]
         room = frames.free_ram
     if not len(used):
         return free, len(free), 0, 0

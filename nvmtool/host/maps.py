@@ -54,11 +54,10 @@ class VmMap:
     def create(path: Path, nframes: int, life: int) -> None:
         """Create an empty map; one that an earlier life left is replaced. Takes the same time for any size."""
         path.unlink(missing_ok=True)
-        create_mapped(path, (lay.VM_MAP_START + -(-nframes // lay.WORDS_PER_PAGE) * lay.WORDS_PER_PAGE) * 8, sparse=True)
-        file = WordFile(path, writable=True)
-        file.allocate(0, 1)
-        file.store(_HEAD["life"], life)
-        file.close()
+        head = np.zeros(1, lay.VM_HEAD)
+        head["life"] = life
+        size = (lay.VM_MAP_START + -(-nframes // lay.WORDS_PER_PAGE) * lay.WORDS_PER_PAGE) * 8
+        create_mapped(path, size, head.tobytes().ljust(lay.PAGE, b"\0"))
 
     def get(self, name: str) -> int:
         """Return a number of the head."""

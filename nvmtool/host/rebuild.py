@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import DamagedError, NotFoundError
 from ..media import lock
+from ..media.journal import distinct
 from . import layout as lay
 from .lent import lent_by_image
 
@@ -42,7 +43,7 @@ def rebuild(host: Host) -> None:
                 frames.require(mpns)
                 _hold(frames, vm, mpns[~shared], lay.HELD_BY_SUSPENDED, may_be=())
                 loose = mpns[shared]
-                frames.set_all(np.unique(loose[np.isin(frames.kinds(loose), (lay.FREE, lay.LENT_FREE))]), lay.PARKED)
+                frames.set_all(distinct(loose[np.isin(frames.kinds(loose), (lay.FREE, lay.LENT_FREE))]), lay.PARKED)
     for vm in vms:
         if has_running_part(vm):
             for mpns, shared in iter_running(host, vm):
@@ -86,7 +87,7 @@ def _has_turn(host: Host, vm: Vm) -> bool:
 def _hold(frames: FrameTable, vm: Vm, mpns: Ints, kind: int, *, may_be: tuple[int, ...]) -> None:
     kinds = frames.kinds(mpns)
     wrong = ~np.isin(kinds, (lay.FREE, lay.LENT_FREE, *may_be))
-    if wrong.any() or len(np.unique(mpns)) != len(mpns):
+    if wrong.any() or len(distinct(mpns)) != len(mpns):
         first = int(mpns[wrong][0]) if wrong.any() else -1
         raise DamagedError(f"VM {vm.name}: machine frame {first} is named twice, and not as shared")
     frames.set_all(mpns, kind, vm.number)

@@ -205,7 +205,7 @@ class Space:
                     if referenced is not None and not second:
                         fit &= referenced[ppns] == 0
                         referenced[ppns] = 0
-                    found = np.concatenate([found, np.setdiff1d(ppns[fit], found)[: count - len(found)]])
+                    found = np.concatenate([found, np.setdiff1d(ppns[fit], found, assume_unique=True)[: count - len(found)]])
                     if len(found) == count:
                         return np.sort(found)
         return np.sort(found)
@@ -266,7 +266,7 @@ class Space:
         with self.host.frames_turn() as frames:
             owned = frames.of_kind(lay.PRIVATE, self.vm.number)
             named = [mpns[~shared] for _, mpns, shared in self.map.iter_present(self.vm.cursor)]
-            frames.set_all(np.setdiff1d(owned, np.concatenate([owned[:0], *named])), lay.FREE)
+            frames.set_all(np.setdiff1d(owned, np.concatenate([owned[:0], *named]), assume_unique=True), lay.FREE)
 
     def _forget_doubles(self, swap: SwapFile) -> None:
         for ppns, _, _ in self.map.iter_present(self.vm.cursor):

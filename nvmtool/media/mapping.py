@@ -30,14 +30,14 @@ _ALLOCATION_BYTES = 1 << 21
 _COPY_PAGES = 1024
 
 
-def create_mapped(path: Path, size_bytes: int, *, sparse: bool) -> None:
-    """Create a file of zeros to be mapped, for its owner alone; raises NoSpaceError, or StorageError where it exists."""
+def create_mapped(path: Path, size_bytes: int, head: bytes = b"") -> None:
+    """Create a file to be mapped, for its owner alone: zeros, without storage, behind a head; raises NoSpaceError, or ExistsError."""
     with translated(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.ftruncate(fd, size_bytes)
-            if not sparse:
-                os.posix_fallocate(fd, 0, size_bytes)
+            # Not through a mapping, whose first fault may fill a whole folio of 2 MiB.
+            os.pwrite(fd, head, 0)
         except OSError:
             path.unlink()
             raise
