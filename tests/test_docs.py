@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nvmtool.errors import exit_code_table
+from nvmtool.host import layout as host_layout
 from nvmtool.media import word
 from nvmtool.media.journal import LOG_RECORD
 from nvmtool.region import layout
@@ -40,6 +41,14 @@ def _table_fields(first_row: str) -> list[str]:
         (swap_layout.RESERVATION_ROOT, "nblocks | number of blocks"),
         (swap_layout.LENDER_RECORD, "promise | RECORD"),
         (STAMPS_HEADER, "magic | 8 bytes | `NVMSTMP"),
+        (host_layout.HOST_HEADER, "magic | 8 bytes | `NVMHOST"),
+        (host_layout.HOST_ROOT, "life | how often"),
+        (host_layout.POOL_RECORD, "id | RECORD, the pool's number + 1"),
+        (host_layout.VM_RECORD, "id | RECORD, number of its record + 1"),
+        (host_layout.MAP_HEADER, "magic | 8 bytes | `NVMVMAP"),
+        (host_layout.MEMORY_HEADER, "magic | 8 bytes | `NVMRAM"),
+        (host_layout.FRAMES_HEAD, "life | of this life |\n| working | 1 while a process changes"),
+        (host_layout.VM_HEAD, "life | of this life |\n| working | 1 while a process has"),
         (LOG_RECORD, "magic | 8 bytes | `NVMLOGR"),
     ],
 )
@@ -56,6 +65,8 @@ def test_place_codes_are_documented() -> None:
         assert_documented(name, getattr(layout, f"{name}_PLACE"))
     for name in ("FRAME", "STORAGE", "SWAP_ROOT", "LENDER", "RESERVED", "RESERVATION_ROOT"):
         assert_documented(name, getattr(swap_layout, f"{name}_PLACE"))
+    for name in ("HOST_ROOT", "POOL", "VM", "MAP"):
+        assert_documented(name, getattr(host_layout, f"{name}_PLACE"))
 
 
 def assert_documented(name: str, code: int) -> None:

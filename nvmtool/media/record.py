@@ -119,5 +119,5 @@ def check_name(name: str) -> None:
 
 def encode_name(name: str) -> list[int]:
     """Return a name as payloads of 7 bytes."""
-    padded = name.encode(errors="surrogatepass")[: NAME_BYTES].ljust(NAME_BYTES, b"\0")
+    padded = name.encode(errors="surrogatepass")[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
     return [int.from_bytes(padded[start : start + _NAME_PAYLOAD], "little") for start in range(0, NAME_BYTES, _NAME_PAYLOAD)]
