@@ -22,7 +22,7 @@ from ..swap.reservation import create_reservation
 from ..text import human
 from . import layout as lay
 from .frames import FrameTable
-from .host import HOST_FILE, MEMORY_FILE, VOLATILE, Host, boot_id
+from .host import HOST_FILE, MEMORY_FILE, VOLATILE, Host
 from .maps import remove_map
 from .records import DEFAULT_SHARES, ROOT_POOL, Pool, Records, Vm, check_shares, new_pool, new_vm
 
@@ -74,7 +74,7 @@ def init_host(
 def make_memory(path: Path, host_uuid: bytes, ram_pages: int, *, sparse: bool) -> None:
     """Create machine memory, or let what is there be this machine's life's; its frames hold anything."""
     target = Path(os.path.realpath(path / MEMORY_FILE))
-    header = lay.MEMORY_FORMAT.encode({"host_uuid": host_uuid, "boot": boot_id(), "generation": 1, "ram_pages": ram_pages})
+    header = lay.MEMORY_FORMAT.encode({"host_uuid": host_uuid, "boot": lay.boot_id(), "generation": 1, "ram_pages": ram_pages})
     size = (lay.MEMORY_START + ram_pages) * lay.PAGE
     with translated(target):
         fd = os.open(target, os.O_RDWR | os.O_CREAT, 0o600)

@@ -30,7 +30,6 @@ from .records import Pool, Records, Vm, pool_of, vm_of
 HOST_FILE = "host.nvh"
 MEMORY_FILE = "memory"
 VOLATILE = "volatile"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TURN_SECONDS = 10.0
 _VM_TURN_SECONDS = 30.0
 
@@ -327,7 +326,7 @@ class Host:
             os.close(fd)
         if fields["host_uuid"] != self.uuid or fields["ram_pages"] != self.nram:
             raise FormatError(f"{path}: is the machine memory of another host")
-        if fields["boot"] != boot_id():
+        if fields["boot"] != lay.boot_id():
             raise RefusedError(
                 f"{path}: the machine was restarted since, what was in its memory is gone; nvmtool host restart --force gives it up"
             )
@@ -396,8 +395,3 @@ def _shared(fd: int, file: Path, byte: int) -> Iterator[None]:
         yield
     finally:
         lock.unlock(fd, byte)
-
-
-def boot_id() -> bytes:
-    """Return the running kernel's own number, 16 bytes; another one after each restart of the machine."""
-    return uuids.UUID(_BOOT_ID.read_text().strip()).bytes

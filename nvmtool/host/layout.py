@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 import numpy as np
 
 from ..errors import DamagedError
@@ -147,6 +150,7 @@ MAX_POOLS = 512
 MAX_VMS = 8192
 MAX_PAGES = 1 << 32  # 16 TiB
 _LOG_BLOCKS = 4 * MIN_LOG_BLOCKS
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # states of a VM
 OFF, ON, SUSPENDING, SUSPENDED, RESUMING = range(5)
@@ -186,6 +190,11 @@ def first_frame_word(ram_pages: int) -> int:
 def ngroups_of(ram_pages: int) -> int:
     """Return how many groups the frames of RAM form."""
     return -(-ram_pages // FRAME_GROUP)
+
+
+def boot_id() -> bytes:
+    """Return the running kernel's own number, 16 bytes; another one after each restart of the machine."""
+    return uuid.UUID(_BOOT_ID.read_text().strip()).bytes
 
 
 def _check_host(numbers: dict[str, int], where: str) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..errors import NoSpaceError
 from ..region.device import Device
-from ..region.lending import lend_blocks, lendable_blocks, take_back
+from ..region.lending import forget_lent, lend_blocks, lendable_blocks, take_back
 from . import layout as lay
-from .lent import lender_tag, lent_by_image
+from .lent import is_over, lender_tag, lent_by_image
 from .rebuild import has_running_part
 from .reclaim import reclaim, swap_out_saved
 from .space import Space
@@ -59,6 +59,8 @@ def lend(host: Host, npages: int) -> int:
     another host. Killed in between, they are lent, and the host's next rebuild or return sees them.
     """
     with Device.open(host.nvm_path, writable=True) as device:
+        if device.lent_blocks and is_over(device.lender_tag):
+            forget_lent(device)
         blocks = lend_blocks(device, npages, tag=lender_tag(host))
     with host.frames_turn() as frames:
         frames.lend(blocks + host.nram)

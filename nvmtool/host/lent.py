@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..region.device import Device
-from ..region.layout import LENDER_TAGS
 from ..region.lending import lent_block_numbers
+from .layout import boot_id
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .host import Host
 
+_BOOT_BITS = 24
+
 
 def lender_tag(host: Host) -> int:
-    """Return the number under which this host borrows."""
-    digest = hashlib.blake2b(host.uuid, digest_size=8).digest()
-    return int.from_bytes(digest, "little") % (LENDER_TAGS - 1) + 1
+    """Return the number under which this host borrows as long as the machine runs: 24 bits of its UUID, 24 of the machine's boot."""
+    return max(_hash(host.uuid) << _BOOT_BITS | _hash(boot_id()), 1)
+
+
+def is_over(tag: int) -> bool:
+    """Tell whether pages were lent before the machine was restarted: then what was in them is gone, and they are simply free."""
+    return tag & ((1 << _BOOT_BITS) - 1) != _hash(boot_id())
+
+
+def _hash(raw: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=_BOOT_BITS // 8).digest(), "little")
 
 
 def lent_by_image(host: Host) -> NDArray[np.int64]:
