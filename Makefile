@@ -18,10 +18,10 @@ else \
 fi
 endef
 
-.PHONY: help install demo test check bench crash fuzz faults crash-long kills-swap clean
+.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	$(call make-venv,$(HOME_OF_NVMTOOL),.)
@@ -36,6 +36,9 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## do the whole main job once, on real data
 	@$(BIN)/python bench/demo.py
+
+guest-kernel: ## unpack the kernel that tests and bench boot in real guests (Debian's, without installing it)
+	@$(PYTHON) -m tests.guest.kernel
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
@@ -65,5 +68,5 @@ kills-swap: $(READY) ## 1,000 kills of a defragmentation beside a running VM, an
 	$(BIN)/python -m tests.faults.swap_kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 clean: ## remove what the other targets made here
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""File systems for tests; and a skipped test is a failed one where NVMTOOL_NO_SKIP says that everything a test needs must be there."""
+"""What tests stand on: file systems, real guests; and a skipped test is a failed one where NVMTOOL_NO_SKIP promises all they need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.guest.guest import why_no_guests
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -44,3 +46,11 @@ def small_tmpfs(tmp_path: Path) -> Generator[Path, None, None]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def guests() -> None:
+    """Let a test start real guests (tests/guest/guest.py); it is skipped where they cannot run, with what is missing."""
+    reason = why_no_guests()
+    if reason is not None:
+        pytest.skip(f"no real guests here: {reason}")

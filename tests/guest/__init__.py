@@ -1,0 +1,1 @@
+"""Real Linux guests under QEMU, for tests, the bench and sessions of the README."""
