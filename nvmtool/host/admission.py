@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Guarantees:
     """What is guaranteed, in pages: in all, and inside each pool (by number). A pool keeps the larger of that and its own reservation.
 
-    `parked` frames are nobody's, and cannot be had as long as VMs are suspended.
+    `parked` are frames that suspended VMs may name and nobody counts: at most as many as such VMs have flagged page frames.
     """
 
     capacity: int
@@ -57,15 +57,17 @@ def guarantees(host: Host, *, without: int = -1, pages_of: Callable[[Vm], int] =
     children: dict[int, list[Pool]] = {}
     for pool in pools:
         children.setdefault(pool.parent, []).append(pool)
-    for vm in host.all_vms():
-        if vm.number != without:
-            inside[vm.pool] = inside.get(vm.pool, 0) + pages_of(vm)
+    others = [vm for vm in host.all_vms() if vm.number != without]
+    for vm in others:
+        inside[vm.pool] = inside.get(vm.pool, 0) + pages_of(vm)
+    # Parked frames that none of these names come free when somebody needs them (reclaim.py).
+    parked = min(host.frames.get("parked"), sum(vm.saved_shared_pages for vm in others if vm.state == lay.SUSPENDED))
 
     def add_up(pool: Pool) -> int:
         inside[pool.number] += sum(add_up(child) for child in children.get(pool.number, []))
         return max(inside[pool.number], pool.reservation_pages)
 
-    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), host.frames.get("parked"), inside)
+    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), parked, inside)
 
 
 def most_in(host: Host, pool_number: int, found: Guarantees) -> int:

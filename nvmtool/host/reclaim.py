@@ -35,6 +35,22 @@ class Reclaimed:
     from_vms: tuple[tuple[str, int], ...]
 
 
+def sweep_unnamed(host: Host) -> int:
+    """Free parked frames that no saved map names: their last names were those of running VMs, and are gone. Returns how many."""
+    if not host.frames.get("parked"):
+        return 0
+    with host.turn(), host.frames_turn() as frames:
+        parked = frames.of_kind(lay.PARKED)
+        is_named = np.zeros(frames.nmpn, bool)
+        for vm in host.all_vms():
+            if vm.cursor:
+                for mpns, shared in iter_saved(host, vm):
+                    is_named[mpns[shared]] = True
+        unnamed = parked[~is_named[parked]]
+        frames.set_all(unnamed, lay.FREE)
+        return len(unnamed)
+
+
 def resident_pages(host: Host, vm: Vm) -> int:
     """Return how many page frames of a VM are in memory, its client node's included; a glance when it runs meanwhile."""
     running = sum(len(mpns) for mpns, _ in iter_running(host, vm)) if has_running_part(vm) else 0
