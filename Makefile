@@ -40,6 +40,9 @@ demo: $(READY) ## do the whole main job once, on real data
 guest-kernel: ## unpack the kernel that tests and bench boot in real guests (Debian's, without installing it)
 	@$(PYTHON) -m tests.guest.kernel
 
+demo-host: $(READY) ## three VMs of 1 GiB on a host of 1 GiB, one of them a real guest's memory (needs QEMU)
+	@$(BIN)/python bench/host_session.py
+
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 

@@ -1,8 +1,8 @@
 """Who is guaranteed how much memory, and whether one more guarantee can be kept (T3, T7).
 
-Guaranteed are, each once, the granted memory of VMs that run (also those that are being suspended or resumed), and the frames of suspended
-ones, which nobody can take. A resuming VM counts with what it is granted, and no more with what its client node still has. Memory lent by
-NVM is not guaranteed to anybody: it can be called back.
+Guaranteed is, each once, the granted memory of VMs that run (also those that are being suspended or resumed), and of suspended ones what
+they have of theirs. A resuming VM counts with what it is granted, and no more with what its client node still has. Memory lent by NVM is
+not guaranteed to anybody: it can be called back.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guarantees:
-    """What is guaranteed, in pages: in all, and inside each pool (by number). A pool keeps the larger of that and its own reservation.
-
-    `parked` are frames that suspended VMs may name and nobody counts: at most as many as such VMs have flagged page frames.
-    """
+    """What is guaranteed, in pages: in all, and inside each pool (by number). A pool keeps the larger of that and its own reservation."""
 
     capacity: int
     total: int
-    parked: int
     inside: dict[int, int]
 
     @property
     def free(self) -> int:
         """What may still be guaranteed outside of all pools' reservations."""
-        return max(self.capacity - self.total - self.parked, 0)
+        return max(self.capacity - self.total, 0)
 
 
 def guaranteed_to(vm: Vm) -> int:
-    """Return the pages that a VM keeps from others: what it is granted, or what is its own in its saved map."""
+    """Return the pages that a VM keeps from others.
+
+    Of what a suspended VM has beyond its grant others may have the frames: swap is promised for it (reclaim.py).
+    """
     if vm.is_off:
         return 0
-    return vm.saved_pages - vm.saved_shared_pages if vm.state == lay.SUSPENDED else vm.granted_pages
+    return min(vm.saved_pages, vm.granted_pages) if vm.state == lay.SUSPENDED else vm.granted_pages
 
 
 def reserved_by(vm: Vm) -> int:
@@ -57,17 +56,15 @@ def guarantees(host: Host, *, without: int = -1, pages_of: Callable[[Vm], int] =
     children: dict[int, list[Pool]] = {}
     for pool in pools:
         children.setdefault(pool.parent, []).append(pool)
-    others = [vm for vm in host.all_vms() if vm.number != without]
-    for vm in others:
-        inside[vm.pool] = inside.get(vm.pool, 0) + pages_of(vm)
-    # Parked frames that none of these names come free when somebody needs them (reclaim.py).
-    parked = min(host.frames.get("parked"), sum(vm.saved_shared_pages for vm in others if vm.state == lay.SUSPENDED))
+    for vm in host.all_vms():
+        if vm.number != without:
+            inside[vm.pool] = inside.get(vm.pool, 0) + pages_of(vm)
 
     def add_up(pool: Pool) -> int:
         inside[pool.number] += sum(add_up(child) for child in children.get(pool.number, []))
         return max(inside[pool.number], pool.reservation_pages)
 
-    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), parked, inside)
+    return Guarantees(host.nram, sum(add_up(pool) for pool in children.get(-1, [])), inside)
 
 
 def most_in(host: Host, pool_number: int, found: Guarantees) -> int:

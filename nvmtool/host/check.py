@@ -58,12 +58,12 @@ def _iter_findings(host: Host) -> Iterator[Finding]:
     yield from _iter_map_findings(host, vms)
     yield from _iter_table_findings(host)
     found = guarantees(host)
-    if found.total + found.parked > found.capacity:
+    if found.total > found.capacity:
         yield Finding(
             "error",
             "guarantees",
             str(host.path),
-            f"{found.total} pages are guaranteed and {found.parked} parked, the host has {found.capacity}",
+            f"{found.total} pages are guaranteed, the host has {found.capacity}",
         )
     yield from _iter_swap_findings(host, vms)
 

@@ -72,10 +72,9 @@ VM_RECORD = np.dtype(
         ("granted_pages", "<u8"),
         ("cursor", "<u8"),
         ("saved_pages", "<u8"),
-        ("saved_shared_pages", "<u8"),
         ("recount", "<u8"),
         ("created", "<u8"),
-        ("spare", "<u8", (7,)),
+        ("spare", "<u8", (8,)),
     ]
 )
 assert VM_RECORD.itemsize == 256

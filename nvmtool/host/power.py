@@ -95,7 +95,7 @@ def _grantable(host: Host, vm: Vm, *, thick: bool) -> int:
 
 def _start(host: Host, vm: Vm, granted: int) -> Vm:
     VmMap.create(host.volatile_map_path(vm.number), vm.memory_pages, host.life)
-    host.put_vm(vm, state=lay.ON, granted_pages=granted, cursor=0, saved_pages=0, saved_shared_pages=0)
+    host.put_vm(vm, state=lay.ON, granted_pages=granted, cursor=0, saved_pages=0)
     return host.vm_numbered(vm.number)
 
 
@@ -199,7 +199,7 @@ def _release(host: Host, vm: Vm, frames: FrameTable) -> None:
     """Free a VM's frames; shared ones that a suspended VM may name are parked, and swept when this was the last of them."""
     shared = _shared_frames(host, vm)
     # First: from here on its maps count for nothing, and a kill lets the table be made anew without them.
-    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0, saved_shared_pages=0)
+    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0)
     if vm.cursor:
         frames.put("suspended", frames.get("suspended") - 1)
         frames.set_all(frames.of_kind(lay.HELD_BY_SUSPENDED, vm.number), lay.FREE)

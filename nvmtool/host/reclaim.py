@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .host import Host
+    from .maps import SavedMap
     from .records import Vm
 
     Ints = NDArray[np.int64]
@@ -94,19 +95,21 @@ def take_from(host: Host, vm: Vm, npages: int) -> int:
                 space.swap_out(space.choose(npages))
         elif vm.cursor == vm.memory_pages:
             swap_out_saved(host, vm, npages=npages)
+            sweep_unnamed(host)
         return max(host.frames.free_pages - before, 0)
 
 
 def swap_out_saved(host: Host, vm: Vm, *, npages: int, only: NDArray[np.bool_] | None = None) -> int:
-    """Swap out page frames of a suspended VM that share nothing; its map then says that they are not in memory. Returns how many.
+    """Swap out page frames of a suspended VM, those that share nothing first; its map then says that they are not in memory.
 
-    `only` tells per MPN which may be taken. The caller has the VM's turn.
+    Returns how many; frames that were shared come free by `sweep_unnamed`, once nobody names them. `only` tells per MPN which may be
+    taken. The caller has the VM's turn.
     """
     vm = settle_count(host, vm)
     path = host.swap_path(vm)
     saved = host.saved_map_of(vm, writable=True)
     try:
-        ppns, mpns = _some_private(saved.iter_present(0, vm.cursor), npages, only)
+        ppns, mpns, shared = _choose_saved(saved, vm, npages, only)
         if not len(ppns):
             return 0
         if not path.exists():
@@ -124,7 +127,7 @@ def swap_out_saved(host: Host, vm: Vm, *, npages: int, only: NDArray[np.bool_] |
             host.put_vm(vm, recount=1)
             saved.replace(ppns, np.zeros(len(ppns), np.uint64))
             host.put_vm(vm, recount=0, saved_pages=vm.saved_pages - len(ppns))
-            frames.set_all(mpns, lay.FREE)
+            frames.set_all(mpns[~shared], lay.FREE)
         return len(ppns)
     finally:
         saved.close()
@@ -134,22 +137,21 @@ def settle_count(host: Host, vm: Vm) -> Vm:
     """Count a VM's saved pages anew where a killed process left that undone; the caller has its turn."""
     if not vm.recount:
         return vm
-    found = [(len(mpns), int(shared.sum())) for mpns, shared in iter_saved(host, vm)]
+    count = sum(len(mpns) for mpns, _ in iter_saved(host, vm))
     with host.turn():
-        host.put_vm(vm, recount=0, saved_pages=sum(n for n, _ in found), saved_shared_pages=sum(n for _, n in found))
+        host.put_vm(vm, recount=0, saved_pages=count)
     return host.vm_numbered(vm.number)
 
 
-def _some_private(
-    present: Iterator[tuple[Ints, Ints, NDArray[np.bool_]]], npages: int, only: NDArray[np.bool_] | None
-) -> tuple[Ints, Ints]:
-    found_ppns: Ints = np.empty(0, np.int64)
-    found_mpns: Ints = np.empty(0, np.int64)
-    for ppns, mpns, shared in present:
-        fit = ~shared if only is None else ~shared & only[mpns]
-        left = npages - len(found_ppns)
-        found_ppns = np.concatenate([found_ppns, ppns[fit][:left]])
-        found_mpns = np.concatenate([found_mpns, mpns[fit][:left]])
-        if len(found_ppns) == npages:
-            break
-    return found_ppns, found_mpns
+def _choose_saved(saved: SavedMap, vm: Vm, npages: int, only: NDArray[np.bool_] | None) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Return up to so many page frames of a suspended VM, ascending, with their MPNs and shared flags."""
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
+    left = npages
+    for want_shared in (False, True):
+        for ppns, mpns, shared in saved.iter_present(0, vm.cursor):
+            fit = shared == want_shared if only is None else (shared == want_shared) & only[mpns]
+            parts.append((ppns[fit][:left], mpns[fit][:left], shared[fit][:left]))
+            left -= len(parts[-1][0])
+    found = [np.concatenate(each) for each in zip(*parts, strict=True)]
+    order = np.argsort(found[0])
+    return found[0][order], found[1][order], found[2][order]

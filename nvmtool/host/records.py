@@ -45,8 +45,8 @@ class Vm:
     """A VM. Numbers are pages of 4 KiB.
 
     `granted_pages` of memory are guaranteed while it is not off: at first as much as there was, in the end its reservation (T7). Its page
-    frames below `cursor` belong to its client node, as its saved map says; `saved_pages` of them are in memory (`recount`: perhaps fewer),
-    `saved_shared_pages` of those with the shared flag. `limit_pages` 0 is none.
+    frames below `cursor` belong to its client node, as its saved map says; `saved_pages` of them are in memory (`recount`: perhaps fewer).
+    `limit_pages` 0 is none.
     """
 
     number: int
@@ -61,7 +61,6 @@ class Vm:
     granted_pages: int
     cursor: int
     saved_pages: int
-    saved_shared_pages: int
     recount: int
     created: int
 
@@ -174,7 +173,7 @@ def pool_of(record: Record) -> Pool:
 def vm_of(records: Records, record: Record) -> Vm:
     """Return the values of a VM's record; raises DamagedError."""
     _require_id(record)
-    pages = ("memory_pages", "reservation_pages", "limit_pages", "granted_pages", "cursor", "saved_pages", "saved_shared_pages")
+    pages = ("memory_pages", "reservation_pages", "limit_pages", "granted_pages", "cursor", "saved_pages")
     values: dict[str, Any] = {name: record.get(name) for name in (*pages, "pool", "state", "shares", "recount", "created")}
     _check_pages(record, values, pages)
     memory = values["memory_pages"]
@@ -184,7 +183,6 @@ def vm_of(records: Records, record: Record) -> Vm:
         ("granted_pages", values["granted_pages"] <= memory),
         ("cursor", values["cursor"] <= memory),
         ("saved_pages", values["saved_pages"] <= values["cursor"]),
-        ("saved_shared_pages", values["saved_shared_pages"] <= values["saved_pages"]),
         ("state", values["state"] < len(lay.STATE_NAMES)),
         ("pool", values["pool"] < lay.MAX_POOLS),
     )
@@ -206,7 +204,6 @@ def new_vm(records: Records, name: str, *, pool: int, memory: int, reservation: 
         "granted_pages": 0,
         "cursor": 0,
         "saved_pages": 0,
-        "saved_shared_pages": 0,
         "recount": 0,
         "created": time.time_ns() // 1000,
     }

@@ -61,7 +61,7 @@ def suspend(host: Host, name: str, *, batch: int = BATCH, most_batches: int | No
             saved.fence()
             saved.close()
             with host.turn():
-                host.put_vm(vm, state=lay.SUSPENDING, cursor=0, saved_pages=0, saved_shared_pages=0)
+                host.put_vm(vm, state=lay.SUSPENDING, cursor=0, saved_pages=0)
         elif vm.state == lay.RESUMING:
             with host.turn():
                 host.put_vm(vm, state=lay.SUSPENDING)
@@ -113,8 +113,7 @@ def _save_batch(host: Host, vm: Vm, vm_map: VmMap, saved: SavedMap, behind: int)
     with host.turn(), host.frames_turn() as frames:
         if vm.cursor == 0:
             frames.put("suspended", frames.get("suspended") + 1)
-        nshared = vm.saved_shared_pages + sum(len(mpns) for mpns in flagged)
-        host.put_vm(vm, cursor=behind, saved_pages=vm.saved_pages + npages, saved_shared_pages=nshared)
+        host.put_vm(vm, cursor=behind, saved_pages=vm.saved_pages + npages)
         for mpns in held:
             frames.set_all(mpns, lay.HELD_BY_SUSPENDED, vm.number)
         for mpns in flagged:
@@ -175,13 +174,13 @@ def _restore_all(host: Host, vm: Vm, batch: int, most_batches: int | None, progr
 def _restore_batch(host: Host, vm: Vm, vm_map: VmMap, saved: SavedMap, first: int, behind: int) -> tuple[int, int]:
     words = saved.read(first, behind) if behind > first else np.zeros(0, np.uint64)
     mpns, shared = split_words(words[words != 0])
-    left, shared_left = vm.saved_pages - len(mpns), vm.saved_shared_pages - int(shared.sum())
-    if left < 0 or shared_left < 0 or (first == 0 and left):
+    left = vm.saved_pages - len(mpns)
+    if left < 0 or (first == 0 and left):
         raise DamagedError(f"{saved.path}: the VM's record counts {vm.saved_pages} saved pages, the map has another number of them")
     with host.turn(), host.frames_turn() as frames:
         _require_held(frames, vm, mpns, shared)
         vm_map.put_words(first, words)
-        host.put_vm(vm, cursor=first, saved_pages=left, saved_shared_pages=shared_left)
+        host.put_vm(vm, cursor=first, saved_pages=left)
         frames.set_all(mpns[~shared], lay.PRIVATE, vm.number)
         frames.add_shares(mpns[shared])
         swept = 0
@@ -222,12 +221,12 @@ def restart(host: Host, *, force: bool = False) -> int:
         if is_lost:
             for vm in doomed:
                 with host.turn():
-                    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0, saved_shared_pages=0)
+                    host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0)
             make_memory(host.path, host.uuid, host.nram, sparse=host.is_sparse())
         with host.turn():
             left = [vm for vm in host.all_vms() if vm.state not in (lay.OFF, lay.SUSPENDED)]
             for vm in left:
-                host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0, saved_shared_pages=0)
+                host.put_vm(vm, state=lay.OFF, granted_pages=0, cursor=0, saved_pages=0)
             lock.lock(host.file.fd, host.path / HOST_FILE, lock.FRAMES, exclusive=True, seconds=10.0)
             try:
                 with host.file.transaction():
