@@ -63,8 +63,8 @@ def list_command(host_path: str, out: Output) -> None:
             human(each["reservation_bytes"]),
             human(each["limit_bytes"]) if each["limit_bytes"] else "none",
             human(each["guaranteed_bytes"]),
-            human(each["swap_bytes"] or 0),
-            human(each["swap_promised_bytes"] or 0),
+            human(each["swap_bytes"]),
+            human(each["swap_promised_bytes"]),
             human(each["swap_needed_bytes"]),
             ", ".join(each["vms"]),
         )

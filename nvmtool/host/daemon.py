@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def _round(host: Host) -> Iterator[str]:
     yield from _tried(_share_line, host)
 
 
-def _tried(work, host: Host, *args: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
+def _tried(work: Callable[..., Iterator[str]], host: Host, *args: str) -> Iterator[str]:
     try:
         yield from work(host, *args)
     except NvmtoolError as error:

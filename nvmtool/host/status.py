@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotFoundError, NvmtoolError
 from ..swap.reservation import reservation_info
 from ..swap.swapfile import SwapFile
 from . import layout as lay
@@ -69,17 +68,15 @@ def vm_info(host: Host, vm: Vm) -> dict[str, Any]:
 
 
 def pool_info(host: Host, pool: Pool) -> dict[str, Any]:
-    """Return the facts that `pool list --json` prints of a pool; sizes in bytes. `swap_needed_bytes` is T8's bound."""
+    """Return the facts that `pool list --json` prints of a pool; sizes in bytes. `swap_needed_bytes` is T8's bound.
+
+    Raises what reading its reservation raises.
+    """
     found = guarantees(host)
     vms = [vm for vm in host.all_vms() if vm.pool == pool.number and not vm.is_off]
     available = sum(vm.granted_pages for vm in vms)
     needed = swap_needed([(vm.memory_pages, vm.reservation_pages) for vm in vms], available)
-    try:
-        swap = reservation_info(host.reservation_path(pool))
-    except NotFoundError:
-        swap = {"size_bytes": 0, "promised_bytes": 0, "lent_bytes": 0, "block_move": None}
-    except NvmtoolError as error:
-        swap = {"size_bytes": None, "promised_bytes": None, "lent_bytes": None, "block_move": str(error)}
+    swap = reservation_info(host.reservation_path(pool))
     return {
         "name": pool.name,
         "parent": host.pool_numbered(pool.parent).name if pool.parent >= 0 else None,
