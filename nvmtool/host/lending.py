@@ -1,7 +1,7 @@
 """NVM pages as volatile RAM: borrowed from the device image when the host is short, returned when the image is (T6).
 
 The image's own words say what is lent, durably, before a frame of the host may be used, and until no frame is used any more. So a page is
-never both stored data and lent; killed in between, pages are lent that no frame stands for, and the next rebuild or return sees them.
+never both stored data and lent. Image and table change in one turn at the table: killed in between, it is made anew from the image's words.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def lend(host: Host, npages: int) -> int:
     """Add pages of the device image to the host's memory, and return how many; durable in the image on return.
 
     Raises NotFoundError without a device image, NoSpaceError when it has not so many free, BusyError, or RefusedError when it lends to
-    another host. Killed in between, they are lent, and the host's next rebuild or return sees them.
+    another host.
     """
-    with Device.open(host.nvm_path, writable=True) as device:
+    with Device.open(host.nvm_path, writable=True) as device, host.frames_turn() as frames:
         if device.lent_blocks and is_over(device.lender_tag):
             forget_lent(device)
         blocks = lend_blocks(device, npages, tag=lender_tag(host))
-    with host.frames_turn() as frames:
         frames.lend(blocks + host.nram)
     return len(blocks)
 
@@ -74,49 +73,38 @@ def give_back(host: Host, npages: int, *, progress: Progress = None) -> Returned
     NoSpaceError when neither RAM nor swap has room; what went back until then stays so. Killed anywhere, no page is lost, and the same
     call finishes.
     """
-    forgotten = _unknown_to_table(host)
-    _take_back(host, forgotten)
-    done = free = moved = swapped = len(forgotten)
-    moved = swapped = 0
-    while done < npages:
-        batch, was_free, was_moved, was_swapped = _empty_some(host, min(npages - done, _BATCH_PAGES))
-        if not len(batch):
+    found = Returned(0, 0, 0, 0)
+    while found.pages < npages:
+        before = found
+        found = _give_back_some(host, min(npages - found.pages, _BATCH_PAGES), found)
+        if found.pages == before.pages:
             break
-        # No frame stands for them any more: now they may hold the image's own data again.
-        _take_back(host, batch - host.nram)
-        done, free, moved, swapped = done + len(batch), free + was_free, moved + was_moved, swapped + was_swapped
         if progress is not None:
-            progress(done, npages, "pages")
-    return Returned(done, free, moved, swapped)
+            progress(found.pages, npages, "pages")
+    return found
 
 
-def _take_back(host: Host, blocks: Ints) -> None:
-    if len(blocks):
-        with Device.open(host.nvm_path, writable=True) as device:
-            take_back(device, blocks)
-
-
-def _unknown_to_table(host: Host) -> Ints:
-    """Return blocks that the image lends but the table knows nothing of: a kill came in between."""
-    blocks = lent_by_image(host)
-    with host.frames_turn() as frames:
-        return np.setdiff1d(blocks, frames.lent_frames() - host.nram, assume_unique=True)
-
-
-def _empty_some(host: Host, npages: int) -> tuple[Ints, int, int, int]:
-    """Let up to so many lent frames be frames no more; return them, and how many were free, were moved, and were swapped out."""
-    with host.frames_turn() as frames:
+def _give_back_some(host: Host, npages: int, so_far: Returned) -> Returned:
+    """Return up to so many pages more: free ones, else used ones that are emptied first."""
+    with Device.open(host.nvm_path, writable=True) as device, host.frames_turn() as frames:
         free = frames.lent_frames(only_free=True)[:npages]
-        frames.unlend(free)
-        used = np.setdiff1d(frames.lent_frames(), free, assume_unique=True)[: npages - len(free)]
+        _take_back(device, frames, free)
+        used = frames.lent_frames()[: npages - len(free)]
         room = frames.free_ram
-    if not len(used):
-        return free, len(free), 0, 0
-    swapped = 0
-    if room < len(used):
-        swapped = _make_room(host, used, len(used) - room)
-    emptied, moved = _move_to_ram(host, used)
-    return np.concatenate([free, emptied]), len(free), moved, swapped
+    moved = swapped = 0
+    if len(used):
+        swapped = _make_room(host, used, len(used) - room) if room < len(used) else 0
+        moved = _move_to_ram(host, used)
+    return Returned(
+        so_far.pages + len(free) + len(used), so_far.free_pages + len(free), so_far.moved_pages + moved, so_far.swapped_pages + swapped
+    )
+
+
+def _take_back(device: Device, frames: FrameTable, mpns: Ints) -> None:
+    """Let free lent frames be frames no more, then blocks of the image again; killed in between, they are lent and free."""
+    if len(mpns):
+        frames.unlend(mpns)
+        take_back(device, mpns - frames.nram)
 
 
 def _make_room(host: Host, used: Ints, npages: int) -> int:
@@ -170,34 +158,36 @@ def _iter_all(host: Host, vm: Vm) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_
             vm_map.close()
 
 
-def _move_to_ram(host: Host, used: Ints) -> tuple[Ints, int]:
-    """Move what is in lent frames into RAM, change all maps that name them, and let them be frames no more; return them, and how many
-    moved.
+def _move_to_ram(host: Host, used: Ints) -> int:
+    """Move what is in lent frames into RAM, change all maps that name them, and take them back; return how many moved.
 
     Frames that came free meanwhile need no move.
     """
-    chosen = np.zeros(host.frames.nmpn, bool)
-    chosen[used] = True
-    with host.vm_turns([vm.number for vm in _users(host, chosen)]), host.turn(), host.frames_turn() as frames:
-        kinds = frames.kinds(used)
-        free, busy = used[kinds == lay.LENT_FREE], used[(kinds != lay.LENT_FREE) & (kinds != lay.FREE)]
-        # A parked frame that no map names holds nothing that anybody could ask for.
-        targets = _take_ram(frames, len(busy))
-        if len(targets) < len(busy):
-            frames.set_all(targets, lay.FREE)
-            raise NoSpaceError(f"{host.path}: {len(busy) - len(targets)} lent pages are in use, and neither RAM nor swap has room for them")
-        host.memory.copy(busy, targets)
-        place = np.full(frames.nmpn, -1, np.int64)
-        place[busy] = targets
-        for kind in (lay.PRIVATE, lay.HELD_BY_SUSPENDED, lay.SHARED, lay.PARKED):
-            same = frames.kinds(busy) == kind
-            frames.copy_words(busy[same], targets[same])
-        for vm in host.all_vms():
-            if not vm.is_off:
-                _rename(host, vm, place)
-        frames.set_all(busy, lay.FREE)
-        frames.unlend(np.concatenate([free, busy]))
-    return np.concatenate([free, busy]), len(busy)
+    while True:
+        # All VMs pause: a running one may have frames at hand that no map names yet.
+        numbers = [vm.number for vm in host.all_vms() if not vm.is_off]
+        with host.vm_turns(numbers), Device.open(host.nvm_path, writable=True) as device, host.turn(), host.frames_turn() as frames:
+            if numbers == [vm.number for vm in host.all_vms() if not vm.is_off]:
+                return _move_quietly(host, device, frames, used)
+
+
+def _move_quietly(host: Host, device: Device, frames: FrameTable, used: Ints) -> int:
+    kinds = frames.kinds(used)
+    free, busy = used[kinds == lay.LENT_FREE], used[(kinds != lay.LENT_FREE) & (kinds != lay.FREE)]
+    targets = _take_ram(frames, len(busy))
+    if len(targets) < len(busy):
+        frames.set_all(targets, lay.FREE)
+        raise NoSpaceError(f"{host.path}: {len(busy) - len(targets)} lent pages are in use, and neither RAM nor swap has room for them")
+    host.memory.copy(busy, targets)
+    place = np.full(frames.nmpn, -1, np.int64)
+    place[busy] = targets
+    frames.copy_words(busy, targets)
+    for vm in host.all_vms():
+        if not vm.is_off:
+            _rename(host, vm, place)
+    frames.set_all(busy, lay.FREE)
+    _take_back(device, frames, np.concatenate([free, busy]))
+    return len(busy)
 
 
 def _take_ram(frames: FrameTable, count: int) -> Ints:
