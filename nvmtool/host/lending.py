@@ -16,7 +16,7 @@ from ..errors import NoSpaceError
 from ..region.device import Device
 from ..region.lending import forget_lent, lend_blocks, lendable_blocks, take_back
 from . import layout as lay
-from .lent import is_over, lender_tag, lent_by_image
+from .lent import is_over, lender_tag
 from .rebuild import has_running_part
 from .reclaim import reclaim, swap_out_saved
 from .space import Space
