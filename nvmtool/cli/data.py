@@ -8,6 +8,7 @@ import sys
 import click
 
 from ..errors import UsageError
+from ..media.stream import STREAM
 from ..region.device import Device
 from ..region.transfer import export_file, import_file
 from ..text import human
@@ -26,7 +27,6 @@ from .options import (
 from .output import Output, change_line
 from .params import OFFSET, SIZE
 
-STREAM = "-"
 _CHUNK_BYTES = 4 << 20
 
 

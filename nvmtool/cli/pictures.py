@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..media.stream import STREAM
 from .output import Output, make_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import RenderableType
-
-STREAM = "-"
 
 
 def require_one_stdout(svg: str | None, out: Output) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RefusedError
+from ..media.stream import STREAM
 from ..sched.picture import replay_svg
 from ..sched.replay import replay
 from ..sched.scenario import read_scenario
 from ..text import count_of, human
 from .options import example, output_options, svg_option
 from .output import Grid, Output
-from .pictures import STREAM, require_one_stdout, write_svg
+from .pictures import require_one_stdout, write_svg
 from .worlds import policy_options
 
 if TYPE_CHECKING:

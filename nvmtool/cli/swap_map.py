@@ -8,13 +8,14 @@ import click
 import numpy as np
 
 from ..errors import RefusedError
+from ..media.stream import STREAM
 from ..swap.info import swap_info
 from ..swap.picture import density_bands, svg_picture, terminal_picture
 from ..swap.swapfile import SwapFile
 from ..text import count_of, human
 from .options import example, output_options, svg_option
 from .output import Output, print_json_rows
-from .pictures import STREAM, print_picture, require_one_stdout, write_svg
+from .pictures import print_picture, require_one_stdout, write_svg
 
 
 @click.command("map", epilog=example("nvmtool swap map vm1.swap", "nvmtool swap map vm1.swap --svg density.svg"))

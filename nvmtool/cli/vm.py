@@ -16,6 +16,7 @@ from ..host.records import DEFAULT_SHARES, ROOT_POOL
 from ..host.status import vm_info
 from ..host.suspend import Moved, resume, suspend
 from ..host.transfer import dump, load
+from ..media.stream import STREAM
 from ..text import count_of, human
 from .options import example, host_option, output_options
 from .output import Grid, Output
@@ -182,15 +183,18 @@ def load_command(name: str, rawdump: str, host_path: str, out: Output) -> None:
 
 @vm_command.command("dump", epilog=example("nvmtool vm dump vm1 guest.raw --host /srv/host"))
 @name_argument
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(allow_dash=True))
 @host_option
 @output_options
 def dump_command(name: str, file: str, host_path: str, out: Output) -> None:
-    """Write a VM's memory, running or suspended, to a raw file that is sparse where it is zeros."""
+    """Write a VM's memory, running or suspended, to a raw file that is sparse where it is zeros.
+
+    FILE may be - for stdout.
+    """
     with Host.open(host_path, writable=True) as host, out.progress() as progress:
         written = dump(host, name, file, progress=progress)
     facts = {"host": host_path, "name": name, "file": file, "data_bytes": written}
-    out.done(facts, f"{name}: dumped to {file}, {human(written)} of data")
+    out.done(facts, f"{name}: dumped to {file}, {human(written)} of data", to_stderr=file == STREAM)
 
 
 @vm_command.command("info", epilog=example("nvmtool vm info vm1 --json --host /srv/host"))

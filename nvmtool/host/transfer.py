@@ -18,6 +18,7 @@ from ..media.journal import run_arrays
 from ..media.newfile import NewFile
 from ..media.pagefile import page_buffer
 from ..media.store import translated
+from ..media.stream import STREAM, OutStream
 from ..swap.swapfile import SwapFile
 from . import layout as lay
 from .balance import find_frames
@@ -117,7 +118,7 @@ class _Load:
 
 
 def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None) -> int:
-    """Write the memory of a VM that is not off to a new raw file, sparse where it is zeros; return the bytes of data.
+    """Write the memory of a VM that is not off to a new raw file, sparse where it is zeros, or to stdout (`-`); return the bytes of data.
 
     A running VM pauses for it, and nothing moves. The file appears whole or not at all. Raises RefusedError for a VM that is off or between
     two states, NoSpaceError or StorageError.
@@ -126,53 +127,62 @@ def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None
         vm = host.vm(name)
         if vm.state not in (lay.ON, lay.SUSPENDED):
             raise RefusedError(f"VM {name}: is {vm.state_name}")
+        size = vm.memory_pages * lay.PAGE
+        pieces = _iter_memory(host, vm, progress)
+        if str(target) == STREAM:
+            return _dump_stream(1, size, pieces)
         new = NewFile(Path(target))
         try:
-            new.allocate(vm.memory_pages * lay.PAGE, sparse=True)
-            written = sum(_dump_frames(host, vm, new, progress)) + _dump_swapped(host, vm, new)
+            if new.is_stream:
+                return _dump_stream(new.fd, size, pieces)
+            new.allocate(size, sparse=True)
+            new.clear(size)
+            written = sum(_write_rows(new, ppns, rows) for ppns, rows in pieces)
             new.publish()
         finally:
             new.close()
         return written
 
 
-def _dump_frames(host: Host, vm: Vm, new: NewFile, progress: Progress) -> Iterator[int]:
-    buffer = page_buffer(_PAGES)
-    found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
-    try:
-        for ppns, mpns, _ in found.iter_present(0, vm.memory_pages):
-            for start in range(0, len(ppns), _PAGES):
-                batch = ppns[start : start + _PAGES]
-                rows = buffer[: len(batch)]
-                host.memory.read(mpns[start : start + _PAGES], rows)
-                yield _write_rows(new, batch, rows)
-            if progress is not None:
-                progress(int(ppns[-1]) + 1, vm.memory_pages, "pages")
-    finally:
-        found.close()
+def _iter_memory(host: Host, vm: Vm, progress: Progress) -> Iterator[tuple[Ints, NDArray[np.uint8]]]:
+    """Yield (PPNs, their contents) of the page frames that are in memory or swapped out, ascending; what is left out reads as zeros.
 
-
-def _dump_swapped(host: Host, vm: Vm, new: NewFile) -> int:
-    path = host.swap_path(vm)
-    if not path.exists():
-        return 0
-    buffer, written = page_buffer(_PAGES), 0
-    in_memory = np.zeros(vm.memory_pages, bool)
-    found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
-    try:
-        for ppns, _, _ in found.iter_present(0, vm.memory_pages):
-            in_memory[ppns] = True
-    finally:
-        found.close()
-    with SwapFile.open(path) as swap:
+    The contents are good until the next ones are asked for.
+    """
+    buffer, mpns = page_buffer(_PAGES), np.empty(BATCH, np.int64)
+    with ExitStack() as opened:
+        found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
+        opened.callback(found.close)
+        swap = opened.enter_context(SwapFile.open(host.swap_path(vm))) if host.swap_path(vm).exists() else None
         for start in range(0, vm.memory_pages, BATCH):
-            frames = np.arange(start, min(start + BATCH, vm.memory_pages))
-            frames = frames[(swap.states(frames) >= 0) & ~in_memory[frames]]
-            for first in range(0, len(frames), _PAGES):
-                batch = frames[first : first + _PAGES]
-                swap.read_pages(batch, buffer)
-                written += _write_rows(new, batch, buffer[: len(batch)])
-    return written
+            behind = min(start + BATCH, vm.memory_pages)
+            mpns[:] = -1
+            for ppns, present, _ in found.iter_present(start, behind):
+                mpns[ppns - start] = present
+            swapped = swap.states(np.arange(start, behind)) >= 0 if swap is not None else np.zeros(behind - start, bool)
+            filled = np.flatnonzero((mpns[: behind - start] >= 0) | swapped)
+            for first in range(0, len(filled), _PAGES):
+                batch = filled[first : first + _PAGES]
+                _read_pages(host, swap, batch + start, mpns[batch], buffer[: len(batch)])
+                yield batch + start, buffer[: len(batch)]
+            if progress is not None:
+                progress(behind, vm.memory_pages, "pages")
+
+
+def _read_pages(host: Host, swap: SwapFile | None, ppns: Ints, mpns: Ints, rows: NDArray[np.uint8]) -> None:
+    """Fill rows with the contents of page frames: where the map names a frame (MPN >= 0) from it, else from the swap file."""
+    inside = mpns >= 0
+    if inside.all():
+        host.memory.read(mpns, rows)
+        return
+    assert swap is not None
+    outside = page_buffer(int((~inside).sum()))
+    swap.read_pages(ppns[~inside], outside)
+    rows[~inside] = outside
+    if inside.any():
+        held = page_buffer(int(inside.sum()))
+        host.memory.read(mpns[inside], held)
+        rows[inside] = held
 
 
 def _write_rows(new: NewFile, ppns: Ints, rows: NDArray[np.uint8]) -> int:
@@ -184,3 +194,18 @@ def _write_rows(new: NewFile, ppns: Ints, rows: NDArray[np.uint8]) -> int:
             os.pwrite(new.fd, rows[done : done + count].reshape(-1).data, first * lay.PAGE)
             done += count
     return done * lay.PAGE
+
+
+def _dump_stream(fd: int, size_bytes: int, pieces: Iterator[tuple[Ints, NDArray[np.uint8]]]) -> int:
+    """Write everything in order to what takes only that; a reader that is slow keeps the VM waiting."""
+    stream, at, data = OutStream(fd), 0, 0
+    for ppns, rows in pieces:
+        done = 0
+        for first, count in zip(*(each.tolist() for each in run_arrays(ppns)), strict=True):
+            stream.write_zeros(first * lay.PAGE - at)
+            stream.write(rows[done : done + count].reshape(-1).data)
+            done += count
+            at = (first + count) * lay.PAGE
+        data += rows.size
+    stream.write_zeros(size_bytes - at)
+    return data

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DamagedError, FormatError, NotFoundError, RefusedError, UsageError
+from ..errors import DamagedError, FormatError, NotFoundError, UsageError
 from ..media import sysio, word
 from ..media.journal import run_arrays, runs
 from ..media.newfile import NewFile
 from ..media.pagefile import page_buffer
 from ..media.store import Writer, translated
+from ..media.stream import STREAM, OutStream
 from . import layout as lay
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int, str], None] | None
 
-STREAM = "-"
 _CHUNK = 16 << 20
 _READ_BLOCKS = 4096
 _EXPORT_LEAVES = 8
@@ -289,14 +289,10 @@ def _joint_runs(indexes: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, 
 
 
 def _export_stream(region: Region, snapshot: str | None, fd: int, progress: Progress) -> int:
-    if os.isatty(fd):
-        raise RefusedError("standard output is a terminal; redirect it")
-    chunk = _READ_BLOCKS * lay.BLOCK_SIZE
+    stream, chunk = OutStream(fd), _READ_BLOCKS * lay.BLOCK_SIZE
     for offset in range(0, region.size_bytes, chunk):
         length = min(chunk, region.size_bytes - offset)
-        data = memoryview(region.read(offset, length, snapshot))
-        while data:
-            data = data[os.write(fd, data) :]
+        stream.write(region.read(offset, length, snapshot))
         if progress is not None:
             progress(offset + length, region.size_bytes, "bytes")
     return _mapped_blocks(region, snapshot) * lay.BLOCK_SIZE
