@@ -8,8 +8,9 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ..errors import ExistsError, NotFoundError, RefusedError, UsageError
+from ..errors import ExistsError, NotFoundError, NvmtoolError, RefusedError, UsageError
 from ..media.header import COPIES
 from ..media.imagefile import ImageFile, open_file
 from ..media.journal import Journal
@@ -44,7 +45,8 @@ def init_host(
 
     `memory` is a folder, best on tmpfs, in which machine memory and volatile state are put; `swap_bytes` is what the root pool's
     reservation has from the start. Machine memory is allocated unless `sparse`. Raises UsageError, ExistsError, FormatError for an `nvm`
-    that is no device image, or NoSpaceError; killed in between, there is no host yet, and the same call makes one.
+    that is no device image, or NoSpaceError; failed, nothing is left, and killed in between, there is no
+    host yet, and the same call makes one.
     """
     path = Path(path)
     ram_pages = _pages(ram_bytes, "RAM", least=MIN_RAM_PAGES)
@@ -54,13 +56,8 @@ def init_host(
     with translated(path):
         for folder in (path, path / "vms", path / "pools"):
             folder.mkdir(mode=0o700, exist_ok=True)
-    host_uuid = uuid.uuid4().bytes
-    _make_volatile(path, Path(memory) if memory is not None else None, host_uuid)
-    make_memory(path, host_uuid, ram_pages, sparse=sparse)
-    FrameTable.create(path / VOLATILE / "frames", ram_pages, nvm_pages, 1, sparse=sparse)
-    _make_pool_folder(path / "pools" / ROOT_POOL, swap_bytes)
-    fields = {
-        "uuid": host_uuid,
+    fields: dict[str, Any] = {
+        "uuid": uuid.uuid4().bytes,
         "generation": 1,
         "ram_pages": ram_pages,
         "nvm_pages": nvm_pages,
@@ -68,7 +65,15 @@ def init_host(
         "nvm_path": _stored_path(path, Path(nvm)) if nvm is not None else "",
         **lay.host_areas(),
     }
-    _write_file(path / HOST_FILE, fields)
+    try:
+        _make_volatile(path, Path(memory) if memory is not None else None, fields["uuid"])
+        make_memory(path, fields["uuid"], ram_pages, sparse=sparse)
+        FrameTable.create(path / VOLATILE / "frames", ram_pages, nvm_pages, 1, sparse=sparse)
+        _make_pool_folder(path / "pools" / ROOT_POOL, swap_bytes)
+        _write_file(path / HOST_FILE, fields)
+    except BaseException:  # an interrupt too must not leave gigabytes of memory that belong to no host
+        _remove_remains(path)
+        raise
 
 
 def make_memory(path: Path, host_uuid: bytes, ram_pages: int, *, sparse: bool) -> None:
@@ -135,8 +140,7 @@ def delete_pool(host: Host, name: str) -> None:
             host.pools.get(pool.number).clear()
         with suppress(NotFoundError):
             remove_file(host.reservation_path(pool))
-        with translated(host.pool_folder(pool)), suppress(OSError):  # a mount point stays
-            host.pool_folder(pool).rmdir()
+        _remove_folder(host.pool_folder(pool))
 
 
 def create_vm(
@@ -186,8 +190,33 @@ def _make_pool_folder(folder: Path, swap_bytes: int) -> None:
     blocks = max(-(-swap_bytes // SWAP_BLOCK_BYTES), 1)
     with translated(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
-    with suppress(ExistsError):  # of a call that was killed
-        create_reservation(folder / "reservation", blocks * SWAP_BLOCK_BYTES, SWAP_BLOCK_BYTES)
+    try:
+        with suppress(ExistsError):  # of a call that was killed
+            create_reservation(folder / "reservation", blocks * SWAP_BLOCK_BYTES, SWAP_BLOCK_BYTES)
+    except NvmtoolError:
+        _remove_folder(folder)
+        raise
+
+
+def _remove_folder(folder: Path) -> None:
+    with suppress(OSError):  # a mount point stays
+        folder.rmdir()
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove what a host that could not be made left; the folders too, where nothing else is in them."""
+    for name in (MEMORY_FILE, VOLATILE):
+        home = Path(os.path.realpath(path / name))
+        if home.is_dir():
+            shutil.rmtree(home)
+        else:
+            home.unlink(missing_ok=True)
+        if (path / name).is_symlink():
+            (path / name).unlink()
+            _remove_folder(home.parent)
+    (path / "pools" / ROOT_POOL / "reservation").unlink(missing_ok=True)
+    for folder in (path / "pools" / ROOT_POOL, path / "pools", path / "vms", path):
+        _remove_folder(folder)
 
 
 def _make_volatile(path: Path, memory: Path | None, host_uuid: bytes) -> None:

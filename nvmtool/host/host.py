@@ -13,9 +13,10 @@ import uuid as uuids
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from ..errors import DamagedError, FormatError, NotFoundError, RefusedError
+from ..errors import DamagedError, FormatError, NotFoundError, NvmtoolError, RefusedError
 from ..media import lock
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.mapping import FrameMemory, PageMapping
@@ -24,7 +25,7 @@ from ..media.store import FileStore
 from . import layout as lay
 from .frames import FrameTable
 from .maps import SavedMap, VmMap
-from .rebuild import rebuild
+from .rebuild import has_running_part, rebuild
 from .records import Pool, Records, Vm, pool_of, vm_of
 
 HOST_FILE = "host.nvh"
@@ -195,21 +196,45 @@ class Host:
 
         Killed inside, or ended by an exception, the next one rebuilds the table from the maps.
         """
+        with self._frames_lock():
+            frames = self._sound_frames()
+            if frames is not None:
+                yield from _at_work(frames)
+                return
+        # The maps count by the records, which this process may have seen long ago; their turn comes before the table's.
+        with self.turn(), self._frames_lock():
+            frames = self._sound_frames()
+            if frames is None:
+                frames = self._mend_frames()
+            yield from _at_work(frames)
+
+    @contextmanager
+    def _frames_lock(self) -> Iterator[None]:
         lock.lock(self.file.fd, self.path / HOST_FILE, lock.FRAMES, exclusive=True, seconds=_TURN_SECONDS)
         try:
-            try:
-                frames = self.frames
-            except (NotFoundError, DamagedError):
-                # A restart was killed between its two steps.
-                self.begin_life()
-                frames = self.frames
-            if frames.get("working"):
-                rebuild(self)
-            frames.put("working", 1)
-            yield frames
-            frames.put("working", 0)
+            yield
         finally:
             lock.unlock(self.file.fd, lock.FRAMES)
+
+    def _sound_frames(self) -> FrameTable | None:
+        """Return the table, or None for one that must be made anew; the caller holds FRAMES."""
+        try:
+            frames = self.frames
+        except (NotFoundError, DamagedError):
+            return None
+        return None if frames.get("working") else frames
+
+    def _mend_frames(self) -> FrameTable:
+        """Make the table anew; the caller holds FRAMES and has the records' turn."""
+        try:
+            frames = self.frames
+        except (NotFoundError, DamagedError):
+            # A restart was killed between its two steps.
+            self.begin_life()
+            return self.frames
+        rebuild(self)
+        frames.put("working", 0)
+        return frames
 
     @contextmanager
     def vm_turns(self, numbers: Sequence[int], *, seconds: float = _VM_TURN_SECONDS) -> Iterator[None]:
@@ -271,8 +296,46 @@ class Host:
                 locks.enter_context(_shared(fd, file, lock.FRAMES))
                 self.file.journal.reload()
                 if numbers == [vm.number for vm in self.all_vms() if not vm.is_off]:
-                    yield
+                    with self._table_in_order():
+                        yield
                     return
+
+    @contextmanager
+    def _table_in_order(self) -> Iterator[None]:
+        """Where a killed process left the table in disorder, show one made anew from the maps, as the next change will make it."""
+        if self._is_in_order():
+            yield
+            return
+        before = self._frames
+        with TemporaryDirectory(prefix="nvmtool-") as folder:
+            path = Path(folder) / "frames"
+            FrameTable.create(path, self.nram, self.nnvm, self.life, sparse=True)
+            self._frames = made = FrameTable(path, self.nram, self.nnvm, writable=True)
+        try:
+            rebuild(self)
+            yield
+        finally:
+            made.close()
+            self._frames = before
+
+    def _is_in_order(self) -> bool:
+        """Tell whether nobody was killed at work on the table or a map; the caller is quiet. A damaged table is for others to name."""
+        try:
+            if self.frames.get("working"):
+                return False
+        except NotFoundError:
+            return False
+        except DamagedError:
+            return True
+        for vm in self.all_vms():
+            if has_running_part(vm):
+                with suppress(NvmtoolError):
+                    vm_map = self.map_of(vm)
+                    working = vm_map.get("working")
+                    vm_map.close()
+                    if working:
+                        return False
+        return True
 
     def map_of(self, vm: Vm) -> VmMap:
         """Open the map of a running VM; the caller closes it. Raises NotFoundError when its memory went with an earlier life."""
@@ -386,6 +449,13 @@ class Host:
         finally:
             self.held_turns.discard(number)
             lock.unlock(fd, lock.turn_of(number))
+
+
+def _at_work(frames: FrameTable) -> Iterator[FrameTable]:
+    # An exception leaves the mark, as a kill does: the table is made anew.
+    frames.put("working", 1)
+    yield frames
+    frames.put("working", 0)
 
 
 @contextmanager

@@ -64,7 +64,11 @@ def power_on(host: Host, name: str, *, thick: bool = False, progress: Progress =
             _make_way(host, vm)
             with host.turn():
                 granted = _grantable(host, vm, thick=thick)
-            _promise(host, vm, vm.memory_pages - granted, progress)
+            try:
+                _promise(host, vm, vm.memory_pages - granted, progress)
+            except NvmtoolError:
+                drop_swap(host, vm)
+                raise
             with host.turn():
                 # Making swap may have taken long; what was free then may be gone.
                 if _grantable(host, vm, thick=thick) >= granted:
@@ -154,24 +158,25 @@ def _promise(host: Host, vm: Vm, pages: int, progress: Progress) -> None:
     have = promise_of(reservation, swap_uuid)
     if have >= blocks:
         return
+    while not _try_promise(reservation, swap_uuid, blocks):
+        try:
+            grow_reservation(reservation, (blocks - have) * SWAP_BLOCK_BYTES, progress)
+        except NoSpaceError as error:
+            facts = reservation_info(reservation)
+            free = human(facts["size_bytes"] - facts["promised_bytes"])
+            raise RefusedError(
+                f"VM {vm.name}: {human((blocks - have) * SWAP_BLOCK_BYTES)} of swap cannot be promised: {reservation} has {free} free, "
+                f"and cannot grow ({error})"
+            ) from error
+
+
+def _try_promise(reservation: Path, swap_uuid: bytes, blocks: int) -> bool:
+    """Promise so many blocks; False where others were promised too many."""
     try:
         set_promise(reservation, swap_uuid, blocks)
     except RefusedError:
-        _grow(reservation, blocks - have, vm, progress)
-        set_promise(reservation, swap_uuid, blocks)
-
-
-def _grow(reservation: Path, blocks: int, vm: Vm, progress: Progress) -> None:
-    """Let a reservation have so many blocks that nobody was promised."""
-    facts = reservation_info(reservation)
-    free = facts["size_bytes"] - facts["promised_bytes"]
-    try:
-        grow_reservation(reservation, blocks * SWAP_BLOCK_BYTES - free, progress)
-    except NoSpaceError as error:
-        raise RefusedError(
-            f"VM {vm.name}: {human(blocks * SWAP_BLOCK_BYTES)} of swap cannot be promised: {reservation} has {human(free)} free, "
-            f"and cannot grow ({error})"
-        ) from error
+        return False
+    return True
 
 
 def power_off(host: Host, name: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import NoSpaceError, RefusedError, UsageError
+from ..errors import NoSpaceError, RefusedError
 from ..media import lock, word
 from ..media.journal import runs
 from ..media.store import translated
@@ -16,6 +16,8 @@ from .blockwords import held_words
 from .layout import PAGE, WORDS_PER_PAGE
 from .reservation import Progress, blocks_of, require_space, word_area_bytes, write_blocks
 from .reservationfile import ReservationFile
+
+_RESIZER_SECONDS = 60.0
 
 
 def resize_reservation(path: str | Path, size_bytes: int, progress: Progress = None) -> dict[str, int]:
@@ -29,13 +31,19 @@ def resize_reservation(path: str | Path, size_bytes: int, progress: Progress = N
         return _resize(file, size_bytes, progress)
 
 
-def grow_reservation(path: str | Path, more_bytes: int, progress: Progress = None) -> dict[str, int]:
-    """Add to a reservation's size, whatever it is; its cost is that of what is added. Returns and raises as `resize_reservation`."""
-    if more_bytes <= 0:
-        raise UsageError(f"{more_bytes} bytes: there must be some to grow by")
+def grow_reservation(path: str | Path, free_bytes: int, progress: Progress = None) -> None:
+    """Let a reservation have at least so many bytes that nobody was promised; its cost is that of what is added.
+
+    Waits for another who changes the size, for a minute at most. Raises as `resize_reservation`.
+    """
     with ReservationFile.open(Path(path), writable=True) as file:
-        lock.lock(file.fd, file.path, lock.RESIZER, exclusive=True, seconds=0)
-        return _resize(file, file.nblocks * file.block_bytes + more_bytes, progress)
+        # Whoever changes the size may need the turn to end.
+        file.end_turn()
+        lock.lock(file.fd, file.path, lock.RESIZER, exclusive=True, seconds=_RESIZER_SECONDS)
+        with file.turn():
+            missing = free_bytes - (file.nblocks - file.lenders.promised()) * file.block_bytes
+        if missing > 0:
+            _resize(file, file.nblocks * file.block_bytes + missing, progress)
 
 
 def _resize(file: ReservationFile, size_bytes: int, progress: Progress) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,8 +123,8 @@ def test_a_reservation_grows_by_steps_each_promised_at_once(reservation: Path) -
     for step in range(1, 4):
         with pytest.raises(RefusedError, match="cannot promise"):
             set_promise(reservation, swap_uuid, step)
-        facts = grow_reservation(reservation, BLOCK)
-        assert (facts["size_bytes_before"], facts["size_bytes"]) == ((31 + step) * BLOCK, (32 + step) * BLOCK)
+        grow_reservation(reservation, BLOCK)
+        assert reservation_info(reservation)["size_bytes"] == (32 + step) * BLOCK
         set_promise(reservation, swap_uuid, step)
         swap.borrow([step])
     swap.close()
@@ -132,16 +133,26 @@ def test_a_reservation_grows_by_steps_each_promised_at_once(reservation: Path) -
         resize_reservation(reservation, 34 * BLOCK)
 
 
-@pytest.mark.parametrize("more", [0, -BLOCK, BLOCK + 1, BLOCK // 2])
-def test_steps_that_cannot_be_are_refused(reservation: Path, more: int) -> None:
+def test_one_with_enough_that_nobody_was_promised_stays_as_it_is(reservation: Path) -> None:
+    for free in (0, -BLOCK, BLOCK, 32 * BLOCK):
+        grow_reservation(reservation, free)
+        assert reservation_info(reservation)["size_bytes"] == 32 * BLOCK
+
+
+@pytest.mark.parametrize("free", [33 * BLOCK + 1, 33 * BLOCK - BLOCK // 2])
+def test_parts_of_blocks_are_refused(reservation: Path, free: int) -> None:
     with pytest.raises(UsageError):
-        grow_reservation(reservation, more)
+        grow_reservation(reservation, free)
     assert reservation_info(reservation)["size_bytes"] == 32 * BLOCK
 
 
-def test_two_do_not_grow_one_reservation_at_once(reservation: Path) -> None:
-    with reservation.open("r+b") as file:
+def test_who_wants_it_to_grow_waits_for_another_who_changes_its_size(reservation: Path) -> None:
+    with reservation.open("r+b") as file, ThreadPoolExecutor() as pool:
         assert lock.try_lock(file.fileno(), lock.RESIZER, exclusive=True)
         with pytest.raises(BusyError, match=r"pool\.rsv: in use by"):
-            grow_reservation(reservation, BLOCK)
-    grow_reservation(reservation, BLOCK)
+            resize_reservation(reservation, 40 * BLOCK)
+        growing = pool.submit(grow_reservation, reservation, 33 * BLOCK)
+        assert not growing.done()
+        lock.unlock(file.fileno(), lock.RESIZER)
+        growing.result(60)
+    assert reservation_info(reservation)["size_bytes"] == 33 * BLOCK
