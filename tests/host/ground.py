@@ -137,7 +137,7 @@ def killed_at(work: Callable[[], object], line: int) -> bool:
         sys.settrace(trace)
         work()
         sys.settrace(None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a forked child must end here, whatever happened
         traceback.print_exc()
         os._exit(1)
     os._exit(0)

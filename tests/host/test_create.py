@@ -55,7 +55,7 @@ def test_pools_nest_promise_and_are_deleted_empty(tmp_path: Path) -> None:
             create_pool(host, "back", parent="web", reservation_bytes=100 * PAGE)
         with pytest.raises(RefusedError, match="pool other: cannot reserve"):
             create_pool(host, "other", reservation_bytes=129 * PAGE)
-        with pytest.raises(UsageError, match="limit .* is below its reservation"):
+        with pytest.raises(UsageError, match=r"limit .* is below its reservation"):
             create_pool(host, "odd", reservation_bytes=2 * PAGE, limit_bytes=PAGE)
         with pytest.raises(ExistsError):
             create_pool(host, "web")
