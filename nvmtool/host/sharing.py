@@ -36,7 +36,7 @@ _VM_SHIFT = 40
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What sharing found: page frames looked at, frames that came free, in all and per VM (name and frames), and pages of zeros."""
+    """What sharing found: page frames looked at, frames that came free, in all and per VM (name and frames), and those of zeros."""
 
     pages_scanned: int
     frames_saved: int
@@ -129,7 +129,7 @@ def _by_group(mpns: Ints, first: Ints) -> tuple[Ints, Ints]:
 
 
 def _apply(host: Host, found: Candidates, start: int, stop: int, saved: dict[int, int]) -> int:
-    """Share what of a stretch is still as it was and equal; return how many pages of zeros there were."""
+    """Share what of a stretch is still as it was and equal; return how many frames of zeros came free."""
     first = found.first[start:stop]
     # The representative of a group that began in an earlier stretch is looked up again.
     at = np.concatenate([np.arange(start, stop), np.unique(first[first < start])])
