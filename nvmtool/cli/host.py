@@ -279,7 +279,8 @@ def run_command(host_path: str, interval: float, rounds: int | None, out: Output
 def check_command(ctx: click.Context, host_path: str, repair: bool, out: Output) -> None:
     """Check every structure of a host, its VMs' swap files and reservations included.
 
-    Running VMs pause meanwhile. --repair makes the frame table anew from the VMs' maps. Exits with 1 when it leaves problems.
+    Running VMs pause meanwhile. --repair makes the frame table anew from the VMs' maps, and brings in order swap
+    storage that a killed process was borrowing. Exits with 1 when it leaves problems.
     """
     with Host.open(host_path, writable=repair) as host:
         result = check_host(host, repair=repair)

@@ -11,6 +11,7 @@ from ..errors import DamagedError, FormatError, NotFoundError, NvmtoolError, Ref
 from ..findings import CheckResult, Finding
 from ..swap.check import check_swap
 from ..swap.reservation_check import check_reservation
+from ..swap.swapfile import SwapFile
 from . import layout as lay
 from .accounting import Account, account_quietly
 from .admission import guarantees
@@ -25,31 +26,48 @@ if TYPE_CHECKING:
 def check_host(host: Host, *, repair: bool = False) -> CheckResult:
     """Check every structure while nothing moves; running VMs pause.
 
-    `repair` makes the frame table anew from the maps, which needs a host opened for writing; nothing else of a host can be mended by what
-    is known. Raises BusyError.
+    `repair` makes the frame table anew from the maps, and brings swap storage in order that a killed process was borrowing; it needs a host
+    opened for writing. Nothing else of a host can be mended by what is known. Raises BusyError.
     """
-    with host.quiet():
-        findings = list(_iter_findings(host))
+    findings = _findings(host)
     repaired = 0
-    if repair and any(each.structure == "frame table" for each in findings):
-        # As if a process had been killed while it changed the table: the next turn makes it anew.
-        host.frames.put("working", 1)
+    if repair and findings:
+        if any(each.structure == "frame table" for each in findings):
+            # As if a process had been killed while it changed the table: the next turn makes it anew.
+            host.frames.put("working", 1)
         with host.frames_turn():
             pass
+        if any(each.structure.startswith(("reservation: ", "swap file: ")) for each in findings):
+            _mend_swap(host)
         before = len(findings)
-        with host.quiet():
-            findings = list(_iter_findings(host))
+        findings = _findings(host)
         repaired = before - len(findings)
     leaked = sum(each.severity == "leak" for each in findings)
     return CheckResult(not findings, findings, leaked, repaired)
 
 
-def _iter_findings(host: Host) -> Iterator[Finding]:
+def _mend_swap(host: Host) -> None:
+    """Open the swap files of VMs once, which brings in order what a killed process left, and mend what reservations say of others."""
+    for vm in host.all_vms():
+        with host.vm_turns([vm.number]):
+            path = host.swap_path(vm)
+            if path.exists():
+                SwapFile.open(path, writable=True, reservation=host.reservation_path(host.pool_numbered(vm.pool))).close()
+    for pool in host.all_pools():
+        check_reservation(host.reservation_path(pool), repair=True)
+
+
+def _findings(host: Host) -> list[Finding]:
     try:
-        vms, _ = host.all_vms(), host.all_pools()
-    except DamagedError as error:
-        yield Finding("error", "record", str(host.path), str(error))
-        return
+        with host.quiet():
+            return list(_iter_findings(host))
+    except DamagedError as error:  # of a record, without which nothing else can be looked at
+        return [Finding("error", "record", str(host.path), str(error))]
+
+
+def _iter_findings(host: Host) -> Iterator[Finding]:
+    host.all_pools()
+    vms = host.all_vms()
     try:
         host.require_memory()
     except (RefusedError, FormatError, DamagedError) as error:

@@ -96,14 +96,18 @@ class _Load:
         if not len(ppns):
             return
         self.space.drop(ppns)
-        while True:
+        done = 0
+        while done < len(ppns):
+            # No more at once than are free: what does not fit makes room in smaller parts.
+            batch = ppns[done : done + max(self.space.host.frames.free_pages, 1)]
             try:
-                mpns = self.space.own_many(ppns)
-                break
+                mpns = self.space.own_many(batch)
             except NoSpaceError:
-                self.space = find_frames(self.space, len(ppns))
-        self.space.memory.write(mpns, rows)
-        self.space.name(ppns, mpns)
+                self.space = find_frames(self.space, len(ppns) - done)
+                continue
+            self.space.memory.write(mpns, rows[done : done + len(batch)])
+            self.space.name(batch, mpns)
+            done += len(batch)
 
     def _clear(self, ppns: Ints) -> None:
         """Let page frames read as zeros: neither in memory nor in a slot."""

@@ -154,7 +154,9 @@ def _check_lender(survey: Survey, lender: Lender, fates: Fates) -> None:
             survey.find("error", "swap file", where, f"{path}: is {moved} now; open it there once: swap check --repair, or swap run")
             return
         gone = _is_gone(survey.file, path)
-        survey.find("error", "swap file", where, f"{error}" + ("" if gone else "; if it is deleted: reservation forget"), fixable=gone)
+        # Without a lent block only a promise is lost: a creation was killed before the file had its name.
+        severity = "error" if (fates.lenders == lender.number).any() else "leak"
+        survey.find(severity, "swap file", where, f"{error}" + ("" if gone else "; if it is deleted: reservation forget"), fixable=gone)
         survey.gone += [lender] if gone else []
         return
     except NvmtoolError as error:

@@ -100,15 +100,18 @@ def table_of(host: Host) -> list[tuple[int, int]]:
     return list(zip(host.frames.kinds(mpns).tolist(), host.frames.values(mpns).tolist(), strict=True))
 
 
-def require_sound(path: Path) -> None:
-    """Insist on an account with difference 0 and a clean check, as another process would see them."""
+def require_sound(path: Path, *, may_leak: bool = False) -> None:
+    """Insist on an account with difference 0 and a clean check, as another process would see them.
+
+    Storage that a killed guest was just borrowing may be a leak until its VM's swap file is opened again.
+    """
     with Host.open(path) as host:
         found = account(host)
         assert (found.difference_pages, found.refs_difference) == (0, 0), found
         assert sum(node.consumed_pages for node in found.nodes) == found.capacity_pages
         assert found.reserved_pages <= host.nram
         result = check_host(host)
-        assert result.clean, result.findings
+        assert not [each for each in result.findings if not (may_leak and each.severity == "leak")], result.findings
 
 
 def killed_at(work: Callable[[], object], line: int) -> bool:

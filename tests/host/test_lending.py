@@ -161,7 +161,9 @@ def test_whatever_is_asked_back_comes_back(seed: int, path: Path) -> None:
             lent += lend(host, more)
             name = rng.choice("ab")
             room = host.frames.free_pages
-            pages: dict[int, object] = {ppn: rng.choice(["x", "y", f"{name}{ppn}{rng.random()}"]) for ppn in rng.sample(range(RAM), min(room, 30))}
+            pages: dict[int, object] = {
+                ppn: rng.choice(["x", "y", f"{name}{ppn}{rng.random()}"]) for ppn in rng.sample(range(RAM), min(room, 30))
+            }
             write(host, name, pages)
             hold[name] |= pages
             if rng.random() < 0.5:
