@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nvmtool
+from nvmtool.errors import NoSpaceError
 from nvmtool.host import layout as lay
 from nvmtool.host.accounting import account
+from nvmtool.host.balance import find_frames
 from nvmtool.host.check import check_host
 from nvmtool.host.create import create_vm, init_host
 from nvmtool.host.host import Host
@@ -51,12 +54,21 @@ def make_host(folder: Path, *, ram: int = 256, nvm_bytes: int = 0, vms: Mapping[
     return path
 
 
-def write(host: Host, name: str, pages: Mapping[int, object]) -> None:
-    """Write page frames of a running VM, each with the contents that its seed stands for."""
-    vm = host.vm(name)
-    with host.vm_turns([vm.number]), Space(host, host.vm_numbered(vm.number)) as space:
+def write(host: Host, name: str, pages: Mapping[int, object], *, pressed: bool = False) -> None:
+    """Write page frames of a running VM, each with the contents that its seed stands for; `pressed` makes room where memory is short."""
+    number = host.vm(name).number
+    with host.vm_turns([number]), ExitStack() as opened:
+        space = Space(host, host.vm_numbered(number))
+        opened.push(lambda *error: space.close(in_order=error[0] is None))
         for ppn, seed in pages.items():
-            space.own(ppn)
+            while True:
+                try:
+                    space.own(ppn)
+                    break
+                except NoSpaceError:
+                    if not pressed:
+                        raise
+                    space = find_frames(space, 8)
             space.page(ppn)[:] = page_of(seed)
 
 
