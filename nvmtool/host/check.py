@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..errors import DamagedError, FormatError, NotFoundError, NvmtoolError, Ref
 from ..findings import CheckResult, Finding
 from ..swap.check import check_swap
 from ..swap.reservation_check import check_reservation
+from ..swap.reservationfile import ReservationFile
 from ..swap.swapfile import SwapFile
 from . import layout as lay
 from .accounting import Account, account_quietly
@@ -140,8 +142,10 @@ def _iter_swap_findings(host: Host, vms: list[Vm]) -> Iterator[Finding]:
     for pool in host.all_pools():
         path = host.reservation_path(pool)
         try:
+            given_up = _given_up(host, path)
             for finding in check_reservation(path).findings:
-                yield Finding(finding.severity, f"reservation: {finding.structure}", finding.where, finding.what)
+                severity = "leak" if finding.where in given_up else finding.severity
+                yield Finding(severity, f"reservation: {finding.structure}", finding.where, finding.what)
         except NvmtoolError as error:
             yield Finding("error", "reservation", str(path), str(error))
     for vm in vms:
@@ -158,3 +162,10 @@ def _iter_swap_findings(host: Host, vms: list[Vm]) -> Iterator[Finding]:
         if not vm.is_off and vm.granted_pages + promised < vm.memory_pages:
             what = f"{vm.granted_pages} pages are granted and {promised} of swap promised, its memory has {vm.memory_pages}"
             yield Finding("error", "promise", f"VM {vm.name}", what)
+
+
+def _given_up(host: Host, reservation: Path) -> set[str]:
+    """Return, as findings name them, the lenders whose VM is off: what is in their swap files counts for nothing."""
+    off = {host.swap_path(vm).resolve() for vm in host.all_vms() if vm.is_off}
+    with ReservationFile.open(reservation, writable=False) as file:
+        return {f"lender {lender.number}" for lender in file.lenders if file.lenders.location(lender).resolve() in off}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .commands import Bench
+    from .host_commands import HostBench
     from .swap_commands import SwapBench
 
 _WRITES = ("pwrite64", "pwritev", "pwritev2", "write", "writev", "ftruncate", "fallocate")
@@ -27,6 +28,7 @@ _OF_PYTHON = ("mmap", "openat", "ioctl", "lseek", "fstat", "newfstatat", "statx"
 CALLS = _OF_DATA + _OF_PYTHON
 _LINE = re.compile(r"^(\d+) +(\w+)\((.*)$")
 _CURRENT_FOLDER = re.compile(r"AT_FDCWD<[^>]*>")
+_OF_HOSTS = ("host.nvh", "host/memory", "volatile/frames", ".map", "/reservation", ".vswp", "host/pools", "host/vms", "host/volatile")
 ONCE, ON, KILLED = "once", "from then on", "killed"
 
 
@@ -62,7 +64,7 @@ def have_strace() -> bool:
     return shutil.which("strace") is not None
 
 
-def points(bench: Bench | SwapBench) -> list[Point]:
+def points(bench: Bench | SwapBench | HostBench) -> list[Point]:
     """Run the command under strace without faults; return its calls that are about files of its folder."""
     folder = bench.fresh()
     done = _traced(bench, ["-y", "--seccomp-bpf"], CALLS)
@@ -84,7 +86,7 @@ def points(bench: Bench | SwapBench) -> list[Point]:
 def _subject(rest: str, folder: Path) -> str:
     """Return which file of the folder a traced call is about, or nothing."""
     rest = _CURRENT_FOLDER.sub("AT_FDCWD", rest)
-    for name in ("disk.nvm", "disk.mass", "out.raw", "import.raw", "vm.swap", "vm.stamps", "pool.rsv"):
+    for name in ("disk.nvm", "disk.mass", "out.raw", "import.raw", "vm.swap", "vm.stamps", "pool.rsv", *_OF_HOSTS):
         if name in rest:
             return name
     return "a file without a name" if f"{folder}/#" in rest or "O_TMPFILE" in rest else "the folder" if '"."' in rest else ""
@@ -100,7 +102,7 @@ def faults(every: list[Point]) -> Iterator[Fault]:
                 yield Fault(point, ON, error)
 
 
-def run_fault(bench: Bench | SwapBench, fault: Fault) -> tuple[bool, list[str]]:
+def run_fault(bench: Bench | SwapBench | HostBench, fault: Fault) -> tuple[bool, list[str]]:
     """Run the command with a fault; return whether it struck a call of the folder, and what is wrong afterwards."""
     folder = bench.fresh()
     try:
@@ -117,6 +119,6 @@ def run_fault(bench: Bench | SwapBench, fault: Fault) -> tuple[bool, list[str]]:
     return struck, bench.problems(done, killed, mute=mute) if struck else []
 
 
-def _traced(bench: Bench | SwapBench, options: list[str], calls: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
+def _traced(bench: Bench | SwapBench | HostBench, options: list[str], calls: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
     words = ["strace", "-f", "-qq", "-o", "trace", "-e", f"trace={','.join(calls)}", *options]
     return launch([*words, sys.executable, "-m", "nvmtool", *bench.command.arguments], bench.command, bench.work)

@@ -13,8 +13,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import swap_commands
+from . import host_commands, swap_commands
 from .commands import COMMANDS, Bench, make_templates
+from .host_commands import HostBench
 from .inject import faults, have_strace, points, run_fault
 from .swap_commands import SwapBench
 
@@ -33,12 +34,22 @@ class Figures:
     seconds: float = 0.0
 
 
-def make_bench(name: str, folder: Path) -> Bench | SwapBench:
+_KINDS = (
+    (COMMANDS, make_templates, Bench),
+    (swap_commands.COMMANDS, swap_commands.make_templates, SwapBench),
+    (host_commands.COMMANDS, host_commands.make_templates, HostBench),
+)
+NAMES = [command.name for commands, _, _ in _KINDS for command in commands]
+
+
+def make_bench(name: str, folder: Path) -> Bench | SwapBench | HostBench:
     """Make a bench for a command."""
-    of_swap = name in {each.name for each in swap_commands.COMMANDS}
-    command = next(each for each in (*COMMANDS, *swap_commands.COMMANDS) if each.name == name)
-    (swap_commands.make_templates if of_swap else make_templates)(folder / "templates")
-    return (SwapBench if of_swap else Bench)(command, folder / "templates" / command.template, folder / "work")
+    for commands, templates, bench in _KINDS:
+        for command in commands:
+            if command.name == name:
+                templates(folder / "templates")
+                return bench(command, folder / "templates" / command.template, folder / "work")
+    raise KeyError(name)
 
 
 def run_command(name: str, seed: int, most: int) -> Figures:
@@ -66,7 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="repeat a run")
     parser.add_argument("--most", type=int, default=25, help="faults of each command; the rest is left out by chance")
-    parser.add_argument("--commands", default=",".join(each.name for each in (*COMMANDS, *swap_commands.COMMANDS)))
+    parser.add_argument("--commands", default=",".join(NAMES))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("build/faults.json"))
     options = parser.parse_args()

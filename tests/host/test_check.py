@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from nvmtool.host.suspend import suspend
 from nvmtool.swap.create import create_swap
 from nvmtool.swap.reservation import join
 
-from .ground import PAGE, expected, make_host, memory_of, mpns_of, require_sound, write
+from .ground import PAGE, expected, killed_at, lines_of, make_host, memory_of, mpns_of, require_sound, write
 
 HOLD: dict[int, object] = {0: "x", 1: "x", 2: "mine", 3: 0}
 
@@ -151,3 +152,24 @@ def test_every_frame_that_a_suspended_vm_names_is_kept(path: Path) -> None:
     with Host.open(path) as host:
         frames = [mpn for mpn in mpns_of(host, "b") if mpn >= 0]
         assert not (host.frames.kinds(np.array(frames)) == lay.FREE).any()
+
+
+def test_what_a_killed_power_off_left_of_swap_is_a_leak_that_power_off_takes_away(path: Path) -> None:
+    """The VM is off, so that its swap file counts for nothing, however far its blocks have gone home."""
+
+    def work() -> None:
+        with Host.open(path, writable=True) as host:
+            power_off(host, "c")
+
+    whole = path.parent.with_name(f"{path.parent.name}-whole")
+    shutil.copytree(path.parent, whole)
+    nlines = lines_of(work)
+    for line in range(nlines // 3, nlines, max(nlines // 12, 1)):
+        shutil.rmtree(path.parent)
+        shutil.copytree(whole, path.parent)
+        killed_at(work, line)
+        with Host.open(path) as host:
+            assert not [each for each in check_host(host).findings if each.severity != "leak"], line
+        work()
+        require_sound(path)
+    shutil.rmtree(whole)
