@@ -18,7 +18,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap clean
+.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap kills-host demo-host clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ crash-long: $(READY) ## 2,000 kills of real commands at random moments (SEED=, K
 
 kills-swap: $(READY) ## 1,000 kills of a defragmentation beside a running VM, and of the VM (SEED=, KILLS=)
 	$(BIN)/python -m tests.faults.swap_kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
+
+kills-host: $(READY) ## 300 kills of commands on a host beside a running guest, and of the guest (SEED=, KILLS=)
+	$(BIN)/python -m tests.faults.host_kills $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 clean: ## remove what the other targets made here
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -115,6 +115,9 @@ def _iter_table_findings(host: Host) -> Iterator[Finding]:
         yield Finding("error", "frame table", where, str(error))
         return
     yield from _iter_account_findings(found, where)
+    suspended, counted = sum(vm.cursor > 0 for vm in host.all_vms()), host.frames.get("suspended")
+    if suspended != counted:
+        yield Finding("error", "frame table", where, f"counts {counted} suspended VMs, there are {suspended}")
     yield from _iter_parked(host, where)
 
 

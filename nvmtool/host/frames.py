@@ -71,7 +71,9 @@ class FrameTable:
         return self._file.words[_HEAD[name]]
 
     def put(self, name: str, value: int) -> None:
-        """Change a number of the head."""
+        """Change a number of the head; raises DamagedError for one that cannot be, and then the table is made anew by the next turn."""
+        if not 0 <= value < 1 << 63:
+            raise DamagedError(f"{self._file.path}: {name} would be {value}; the next command makes the table anew")
         self._file.store(_HEAD[name], value)
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import NoSpaceError, RefusedError, UsageError
+from ..errors import DamagedError, NoSpaceError, RefusedError, UsageError
 from ..media import sysio
 from ..media.imagefile import open_file
 from ..media.journal import run_arrays
@@ -132,7 +132,7 @@ def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None
         if vm.state not in (lay.ON, lay.SUSPENDED):
             raise RefusedError(f"VM {name}: is {vm.state_name}")
         size = vm.memory_pages * lay.PAGE
-        pieces = _iter_memory(host, vm, progress)
+        pieces = iter_memory(host, vm, progress)
         if str(target) == STREAM:
             return _dump_stream(1, size, pieces)
         new = NewFile(Path(target))
@@ -148,11 +148,12 @@ def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None
         return written
 
 
-def _iter_memory(host: Host, vm: Vm, progress: Progress) -> Iterator[tuple[Ints, NDArray[np.uint8]]]:
+def iter_memory(host: Host, vm: Vm, progress: Progress) -> Iterator[tuple[Ints, NDArray[np.uint8]]]:
     """Yield (PPNs, their contents) of the page frames that are in memory or swapped out, ascending; what is left out reads as zeros.
 
-    The contents are good until the next ones are asked for.
+    The contents are good until the next ones are asked for. Raises DamagedError for a damaged map, at the end for one that lacks words.
     """
+    count = 0
     buffer, mpns = page_buffer(_PAGES), np.empty(BATCH, np.int64)
     with ExitStack() as opened:
         found = host.map_of(vm) if has_running_part(vm) else host.saved_map_of(vm)
@@ -163,6 +164,7 @@ def _iter_memory(host: Host, vm: Vm, progress: Progress) -> Iterator[tuple[Ints,
             mpns[:] = -1
             for ppns, present, _ in found.iter_present(start, behind):
                 mpns[ppns - start] = present
+                count += len(present)
             swapped = swap.states(np.arange(start, behind)) >= 0 if swap is not None else np.zeros(behind - start, bool)
             filled = np.flatnonzero((mpns[: behind - start] >= 0) | swapped)
             for first in range(0, len(filled), _PAGES):
@@ -171,6 +173,8 @@ def _iter_memory(host: Host, vm: Vm, progress: Progress) -> Iterator[tuple[Ints,
                 yield batch + start, buffer[: len(batch)]
             if progress is not None:
                 progress(behind, vm.memory_pages, "pages")
+    if vm.state == lay.SUSPENDED and count != vm.saved_pages and not vm.recount:
+        raise DamagedError(f"{host.saved_map_path(vm)}: names {count} frames, the VM's record counts {vm.saved_pages}")
 
 
 def _read_pages(host: Host, swap: SwapFile | None, ppns: Ints, mpns: Ints, rows: NDArray[np.uint8]) -> None:

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import reservationcases, swapcases
+from . import hostfiles, reservationcases, swapcases
 from .bits import Flipper
 from .cases import Case, CaseRun, run_cases
 from .commands import sample
@@ -31,6 +31,7 @@ BIT_KINDS = ("virtblock", "direct", "logged")
 SAMPLED_CASES = 600
 SAMPLED_FIELDS = 3000
 PROCESS_SAMPLES = 8
+HOST_NOISE = 300
 MOST_MIB = 200
 
 
@@ -104,6 +105,22 @@ def run_swap_part(what: str, kind: str, seed: int, bits: int, part: int, parts: 
     return figures
 
 
+def run_host_part(seed: int, bits: int, part: int, parts: int) -> Figures:
+    """Do one part of the work on a host's files, in this process."""
+    figures = Figures("host")
+    with tempfile.TemporaryDirectory(dir=ram_folder()) as folder:
+        image = hostfiles.HostImage(Path(folder))
+        damaged = hostfiles.run_cases(image, list(hostfiles.cases(image))[part::parts])
+        spoiled = hostfiles.noise(image, seed + part, HOST_NOISE)
+        flipped = hostfiles.flip_bits(image, image.targets()[part::parts], list(range(64)) if bits else [])
+        figures.flips, figures.cases = flipped.damages, damaged.damages + spoiled.damages
+        for run in (damaged, spoiled, flipped):
+            figures.failures += run.failures
+            figures.outcomes.update({f"host: {name}": count for name, count in run.outcomes.items()})
+            figures.slowest_seconds = max(figures.slowest_seconds, run.slowest)
+    return figures
+
+
 def chosen_cases(image: Image, kind: str, seed: int, *, every: bool) -> list[Case]:
     """Return all cases of the small images, or a sample of those of fields; and a sample of those of a large image."""
     rng = random.Random(seed)
@@ -137,6 +154,7 @@ def main() -> int:
         files = [("swap", kind) for kind in SWAP_KINDS] + [("reservation", kind) for kind in RESERVATION_KINDS]
         swap_work = [(*file, seed, options.bits, part, options.jobs) for file in files for part in range(options.jobs)]
         done += pool.starmap(run_swap_part, swap_work, chunksize=1)
+        done += pool.starmap(run_host_part, [(seed, options.bits, part, options.jobs) for part in range(options.jobs)], chunksize=1)
     report = summary(done, seed, options.bits, time.monotonic() - started)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from . import host_kills
 from .inject import faults, have_strace, points, run_fault
 from .kills import run_chain
 from .run import make_bench
@@ -39,3 +40,10 @@ def test_a_defragmentation_killed_beside_a_running_vm_that_is_killed_too_loses_n
     assert figures.failures == []
     assert figures.defrag_kills == 4
     assert figures.verified_pages > 0
+
+
+def test_commands_killed_beside_a_guest_that_is_killed_too_lose_no_page_of_any_vm() -> None:
+    figures = host_kills.run_rounds(seed=2, kills=8)
+    assert figures.failures == []
+    assert figures.kills == 8
+    assert figures.guest_ends == 1
