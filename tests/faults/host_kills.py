@@ -131,9 +131,8 @@ class Rounds:
     def _finish(self, what: str) -> None:
         """Let what was cut off be done, and compare all known contents."""
         with Host.open(self.path, writable=True) as host:
-            if what.startswith("vm load"):
-                if host.vm("known").state == lay.ON:
-                    load(host, "known", self.folder / "known.raw")
+            if what.startswith("vm load") and host.vm("known").state == lay.ON:
+                load(host, "known", self.folder / "known.raw")
             if host.vm("known").state in (lay.SUSPENDING, lay.RESUMING):
                 resume(host, "known")
             if memory_of(host, "known") != self.known:
