@@ -18,6 +18,7 @@ import numpy as np
 from .borrowed.suite import MECHANISMS
 from .borrowed.suite import suite as borrowed_suite
 from .enumeration import Effort, Enumerator, Tally
+from .host.suite import suite as host_suite
 from .planting import Plant
 from .region.bases import MAPPINGS
 from .region.suite import suite as device_suite
@@ -46,7 +47,7 @@ class Part:
 
 def families() -> list[list[Suite]]:
     """Return the suites, those that share their planted bugs together."""
-    return [[device_suite(mapping) for mapping in MAPPINGS], [swap_suite()], [borrowed_suite(each) for each in MECHANISMS]]
+    return [[device_suite(mapping) for mapping in MAPPINGS], [swap_suite()], [borrowed_suite(each) for each in MECHANISMS], [host_suite()]]
 
 
 def run_part(number: int, parts: int, seed: int, deadline: float) -> Part:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from .fuzz import ram_folder
 from .hostfiles import HostImage, cases, flip_bits, noise, run_cases
 
 FLIPS = 60
-CASES = 40
+CASES = 16
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> HostImage:
-    return HostImage(tmp_path_factory.mktemp("host"))
+def image() -> Iterator[HostImage]:
+    with tempfile.TemporaryDirectory(dir=ram_folder()) as folder:
+        yield HostImage(Path(folder))
 
 
 def test_no_flipped_bit_of_records_and_saved_maps_is_silent(image: HostImage) -> None:
@@ -31,5 +36,5 @@ def test_files_that_are_cut_gone_exchanged_or_anothers_are_named(image: HostImag
 
 
 def test_noise_in_volatile_words_breaks_nothing_down(image: HostImage) -> None:
-    figures = noise(image, seed=3, count=40)
+    figures = noise(image, seed=3, count=12)
     assert figures.failures == []
