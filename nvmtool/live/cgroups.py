@@ -11,7 +11,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def group_of(pid: int) -> Path | None:
-    """Return the folder of a process's own cgroup v2 that can reclaim, or None: the root and groups with other processes are nobody's own."""
+    """Return the folder of a process's own cgroup v2 that can reclaim, or None: a group that others share is nobody's own."""
     try:
         lines = (Path("/proc") / str(pid) / "cgroup").read_text().splitlines()
     except OSError as error:
