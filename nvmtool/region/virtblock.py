@@ -230,10 +230,12 @@ class Virtblocks:
         tag = self._region << lay.STATE_BITS | state
         if len(self._free) and self._header(int(self._free[0]) >> lay.ENTRY_BITS, _OWNER) != tag:
             self.forget_free()
-        parts = []
+        parts: list[Addresses] = []
         while count:
-            if not len(self._free):
-                self._free = self._find_free(owner, state)
+            while not len(self._free):
+                found = self._find_free(owner, state)
+                # What was taken here already has no home word yet, and would be found a second time.
+                self._free = found[~np.isin(found, np.concatenate(parts))] if parts else found
             part, self._free = self._free[:count], self._free[count:]
             # Counted at once, so that the next search does not take the same block for one with room.
             self._add_live(part, 1)
