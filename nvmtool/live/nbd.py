@@ -11,7 +11,7 @@ import select
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import BusyError, NvmtoolError
 from . import nbd_protocol as nbd
@@ -21,7 +21,7 @@ from .nbd_session import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..region.access import Access
+    from ..region.access import Access, Export
     from .loop import Loop
     from .nbd_session import Buffer
 
@@ -36,6 +36,21 @@ _BUSY_SECONDS = 0.02
 _BATCHES_A_TURN = 4
 
 
+class Exports(Protocol):
+    """What an NBD server offers."""
+
+    access: Access
+
+    def find_export(self, name: str) -> Export:
+        """Return an export by the name that a client gives; raises NvmtoolError."""
+
+    def names(self) -> list[str]:
+        """Return the names of the exports."""
+
+    def waits_for_space(self) -> bool:
+        """Tell whether a write that does not fit is to be held until it does."""
+
+
 class Client:
     """One connection."""
 
@@ -44,7 +59,7 @@ class Client:
         self.server = server
         self.socket = connection
         self.fd = connection.fileno()
-        self.handshake: Handshake | None = Handshake(server.access.export, server.access.names)
+        self.handshake: Handshake | None = Handshake(server.exports.find_export, server.exports.names)
         self.session: Session | None = None
         self.deadline = time.monotonic() + _HANDSHAKE_SECONDS
         self.unsent: list[Buffer] = []
@@ -79,7 +94,7 @@ class Client:
                 self.unsent.append(bytes(self.handshake.answer))
                 self.handshake.answer.clear()
             if self.handshake.export is not None:
-                self.session = Session(self.handshake, self.server.report, waits_for_space=self.server.waits_for_space)
+                self.session = Session(self.handshake, self.server.report, waits_for_space=self.server.exports.waits_for_space)
                 self.handshake = None
                 self._buffer = self._moved(_BUFFER_BYTES)
             elif self.handshake.aborted:
@@ -182,22 +197,22 @@ class NbdServer:
     def __init__(
         self,
         loop: Loop,
-        access: Access,
+        exports: Exports,
         listener: socket.socket,
         report: Callable[[str], None],
-        *,
-        waits_for_space: Callable[[], bool] = lambda: False,
     ) -> None:
         """Listen."""
-        self.loop, self.access, self.report, self.waits_for_space = loop, access, report, waits_for_space
+        self.loop, self.exports, self.access, self.report = loop, exports, exports.access, report
         self.clients: dict[int, Client] = {}
+        # Requests so far, of all clients.
+        self.served = 0
         self._owed: set[Client] = set()
         self._next_look = self._deaf_until = 0.0
         self._listener = listener
         listener.setblocking(False)
         loop.register(listener.fileno(), self._accept)
         loop.after_turn.append(self._finish_turn)
-        access.device.journal.on_commit.append(self._own_unsent)
+        self.access.device.journal.on_commit.append(self._own_unsent)
 
     def close(self) -> None:
         """Stop to listen, and drop all clients."""
@@ -207,6 +222,11 @@ class NbdServer:
         for client in list(self.clients.values()):
             self._drop(client)
         self.access.device.journal.on_commit.remove(self._own_unsent)
+
+    @property
+    def has_held(self) -> bool:
+        """Whether writes wait for space, or for a reader."""
+        return any(client.session is not None and bool(client.session.held) for client in self._owed)
 
     def users_of(self, region: str, snapshot: str | None = None) -> int:
         """Return how many clients have a region's running point or a snapshot; with "*" any state of the region."""
@@ -262,6 +282,10 @@ class NbdServer:
         except OSError:  # it has gone
             self._drop(client)
             return
+        session = client.session
+        if session is not None:
+            self.served += session.served
+            session.served = 0
         if client.is_done:
             self._drop(client)
             return
