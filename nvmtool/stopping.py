@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 
@@ -20,12 +21,19 @@ class Stop:
         self.reason = ""
         self.times_asked = 0
         self._asked = threading.Event()
+        self._listeners: list[Callable[[], None]] = []
 
     def ask(self, reason: str) -> None:
         """Let the run end in order as soon as it can."""
         self.reason = self.reason or reason
         self.times_asked += 1
         self._asked.set()
+        for listener in self._listeners:
+            listener()
+
+    def on_ask(self, listener: Callable[[], None]) -> None:
+        """Call somebody whenever somebody asks, perhaps in a signal handler."""
+        self._listeners.append(listener)
 
     def wait(self, seconds: float) -> bool:
         """Wait so long, or until somebody asks; return whether somebody did."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "purge": ("purge", "Move non-active blocks to the mass store."),
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
+    "serve": ("serve", "Export regions and snapshots as block devices over NBD."),
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),
     "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
     "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from ..region.device import Device
-from ..region.purge import purge
-from ..region.recall import recall
+from ..live.management import operate
 from ..text import count_of, human
 from .options import dry_run_option, example, image_argument, mass_option, output_options, state_name
 from .output import Output
@@ -55,24 +54,22 @@ def purge_command(
 
     What snapshots read does not change. It can be stopped at any moment and run again.
     """
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        result = purge(
-            device,
-            mode=mode,
-            region=region,
-            snapshots=snapshots,
-            max_bytes=max_bytes,
-            max_seconds=max_seconds,
-            free_target=free_target,
-            dry_run=dry_run,
-            progress=progress,
-        )
+    arguments = {
+        "mode": mode,
+        "region": region,
+        "snapshots": snapshots,
+        "max_bytes": max_bytes,
+        "max_seconds": max_seconds,
+        "free_target": free_target,
+    }
+    with out.progress() as progress:
+        facts = operate(image, "purge", arguments, mass=mass, progress=progress, dry_run=dry_run)
     out.done(
-        {"image": image, "dry_run": dry_run, **dataclasses.asdict(result)},
-        f"{image}: {'would purge' if dry_run else 'purged'} {count_of(result.blocks_purged, 'block')} "
-        f"({human(result.bytes_purged)}), {count_of(result.pointers_updated, 'pointer')} changed, "
-        f"{count_of(result.blocks_remaining, 'non-active block')} left, {result.seconds:.2f} s",
-        _free_line(result.free_bytes_before, result.free_bytes_after),
+        {"image": image, **facts},
+        f"{image}: {'would purge' if dry_run else 'purged'} {count_of(facts['blocks_purged'], 'block')} "
+        f"({human(facts['bytes_purged'])}), {count_of(facts['pointers_updated'], 'pointer')} changed, "
+        f"{count_of(facts['blocks_remaining'], 'non-active block')} left, {facts['seconds']:.2f} s",
+        _free_line(facts),
     )
 
 
@@ -94,16 +91,17 @@ def recall_command(
     out: Output,
 ) -> None:
     """Bring purged blocks back to NVM."""
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        result = recall(device, region=region, snapshot=state_name(snapshot), max_bytes=max_bytes, dry_run=dry_run, progress=progress)
+    arguments = {"region": region, "snapshot": state_name(snapshot), "max_bytes": max_bytes}
+    with out.progress() as progress:
+        facts = operate(image, "recall", arguments, mass=mass, progress=progress, dry_run=dry_run)
     out.done(
-        {"image": image, "dry_run": dry_run, **dataclasses.asdict(result)},
-        f"{image}: {'would recall' if dry_run else 'recalled'} {count_of(result.blocks_recalled, 'block')} "
-        f"({human(result.bytes_recalled)}), {count_of(result.pointers_updated, 'pointer')} changed, "
-        f"{result.seconds:.2f} s",
-        _free_line(result.free_bytes_before, result.free_bytes_after),
+        {"image": image, **facts},
+        f"{image}: {'would recall' if dry_run else 'recalled'} {count_of(facts['blocks_recalled'], 'block')} "
+        f"({human(facts['bytes_recalled'])}), {count_of(facts['pointers_updated'], 'pointer')} changed, "
+        f"{facts['seconds']:.2f} s",
+        _free_line(facts),
     )
 
 
-def _free_line(before: int, after: int) -> str:
-    return f"free in NVM: {human(before)} before, {human(after)} after"
+def _free_line(facts: Mapping[str, Any]) -> str:
+    return f"free in NVM: {human(facts['free_bytes_before'])} before, {human(facts['free_bytes_after'])} after"

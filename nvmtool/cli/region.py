@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
-from ..region.convert import convert_region
+from ..live.management import operate
 from ..region.device import Device
 from ..region.info import device_info
 from ..text import human
@@ -32,10 +30,8 @@ def region_command() -> None:
 @output_options
 def create_command(image: str, name: str, size: int, mapping: str, mass: str | None, out: Output) -> None:
     """Create an empty region."""
-    with Device.open(image, writable=True, mass=mass) as device:
-        region = device.create_region(name, size, mapping)
-        facts = {"image": image, "name": region.name, "size_bytes": region.size_bytes, "mapping": region.mapping}
-    out.done(facts, f"{image}: created region {name}, {human(size)}, {mapping} mapping")
+    facts = operate(image, "region create", {"name": name, "size_bytes": size, "mapping": mapping}, mass=mass)
+    out.done({"image": image, **facts}, f"{image}: created region {name}, {human(size)}, {mapping} mapping")
 
 
 @region_command.command("list", epilog=example("nvmtool region list disk.nvm --json"))
@@ -58,10 +54,9 @@ def list_command(image: str, mass: str | None, out: Output) -> None:
 @output_options
 def delete_command(image: str, name: str, dry_run: bool, mass: str | None, out: Output) -> None:
     """Delete a region and all its snapshots."""
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        change = device.delete_region(name, progress=progress, dry_run=dry_run)
-    facts = {"image": image, "name": name, "dry_run": dry_run, **dataclasses.asdict(change)}
-    out.done(facts, change_line(f"{image}: region {name}", "deleted", facts))
+    with out.progress() as progress:
+        facts = operate(image, "region delete", {"name": name}, mass=mass, progress=progress, dry_run=dry_run)
+    out.done({"image": image, **facts}, change_line(f"{image}: region {name}", "deleted", facts))
 
 
 @region_command.command("convert", epilog=example("nvmtool region convert disk.nvm vm1 --mapping direct"))
@@ -76,7 +71,6 @@ def convert_command(image: str, name: str, mapping: str, dry_run: bool, mass: st
 
     No data move. Purging with `--mode virtblock` needs the virtblock mapping.
     """
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        change = convert_region(device.region(name), mapping, progress=progress, dry_run=dry_run)
-    facts = {"image": image, "name": name, "mapping": mapping, "dry_run": dry_run, **dataclasses.asdict(change)}
-    out.done(facts, change_line(f"{image}: region {name}", f"converted to {mapping}", facts))
+    with out.progress() as progress:
+        facts = operate(image, "region convert", {"name": name, "mapping": mapping}, mass=mass, progress=progress, dry_run=dry_run)
+    out.done({"image": image, **facts}, change_line(f"{image}: region {name}", f"converted to {mapping}", facts))

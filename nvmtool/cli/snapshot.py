@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from ..errors import ExistsError, UsageError
-from ..media.record import check_name
+from ..live.management import operate
 from ..region.device import Device
-from ..region.snapshots import create_snapshot, delete_snapshot, diff_states, list_snapshots, revert_region
-from ..region.sweep import find_deleted
+from ..region.snapshots import diff_states, list_snapshots
 from ..text import human
 from .options import (
     dry_run_option,
@@ -23,9 +22,6 @@ from .options import (
     state_name,
 )
 from .output import Grid, Output, change_line, print_json_rows
-
-if TYPE_CHECKING:
-    from ..region.region import Region
 
 names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 
@@ -43,23 +39,12 @@ def snapshot_command() -> None:
 @output_options
 def create_command(image: str, names: tuple[str, ...], region: str | None, mass: str | None, out: Output) -> None:
     """Keep the running point's present state under a name, or under several."""
-    with Device.open(image, writable=True, mass=mass) as device:
-        source = device.region(region)
-        _require_free(source, names)
-        for name in names:
-            create_snapshot(source, name)
-        facts = {"image": image, "region": source.name, "created": names}
-    out.done(facts, f"{image}: created snapshot {', '.join(names)} of region {facts['region']}")
+    facts = operate(image, "snapshot create", {"region": region, "names": names}, mass=mass)
+    out.done({"image": image, **facts}, f"{image}: created snapshot {', '.join(names)} of region {facts['region']}{_served_line(facts)}")
 
 
-def _require_free(region: Region, names: tuple[str, ...]) -> None:
-    """Refuse a name that cannot be, or is taken, before the first snapshot is made."""
-    for position, name in enumerate(names):
-        check_name(name)
-        if name in names[:position]:
-            raise UsageError(f"{name!r} is named twice")
-        if region.snapshots.find(name) is not None:
-            raise ExistsError(f"{region.device.path}: region {region.name!r} has a snapshot {name!r} already")
+def _served_line(facts: Mapping[str, Any]) -> str:
+    return f", its clients waited {facts['seconds'] * 1000:.1f} ms" if "seconds" in facts else ""
 
 
 @snapshot_command.command("list", epilog=example("nvmtool snapshot list disk.nvm --json"))
@@ -89,16 +74,10 @@ def list_command(image: str, region: str | None, mass: str | None, out: Output) 
 @output_options
 def delete_command(image: str, names: tuple[str, ...], region: str | None, dry_run: bool, mass: str | None, out: Output) -> None:
     """Delete snapshots, in the order given; the others stay exactly as they are."""
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        source = device.region(region)
-        names = tuple(dict.fromkeys(names))
-        for name in names:
-            find_deleted(source, name)  # a name that is not there is refused before the first snapshot goes
-        changes = [delete_snapshot(source, name, progress=progress, dry_run=dry_run) for name in names]
-        region_name = source.name
-    deleted = [{"name": name, **dataclasses.asdict(change)} for name, change in zip(names, changes, strict=True)]
-    lines = [change_line(f"{image}: snapshot {d['name']}", "deleted", {**d, "dry_run": dry_run}) for d in deleted]
-    out.done({"image": image, "region": region_name, "dry_run": dry_run, "deleted": deleted}, *lines)
+    with out.progress() as progress:
+        facts = operate(image, "snapshot delete", {"region": region, "names": names}, mass=mass, progress=progress, dry_run=dry_run)
+    lines = [change_line(f"{image}: snapshot {each['name']}", "deleted", {**each, "dry_run": dry_run}) for each in facts["deleted"]]
+    out.done({"image": image, **facts}, *lines)
 
 
 @snapshot_command.command("revert", epilog=example("nvmtool snapshot revert disk.nvm monday"))
@@ -110,12 +89,9 @@ def delete_command(image: str, names: tuple[str, ...], region: str | None, dry_r
 @output_options
 def revert_command(image: str, name: str, region: str | None, dry_run: bool, mass: str | None, out: Output) -> None:
     """Set the running point back to a snapshot; what was written since is gone, all snapshots stay."""
-    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
-        target = device.region(region)
-        change = revert_region(target, name, progress=progress, dry_run=dry_run)
-        region_name = target.name
-    facts = {"image": image, "region": region_name, "name": name, "dry_run": dry_run, **dataclasses.asdict(change)}
-    out.done(facts, change_line(f"{image}: region {region_name}", f"reverted to {name}", facts))
+    with out.progress() as progress:
+        facts = operate(image, "snapshot revert", {"region": region, "name": name}, mass=mass, progress=progress, dry_run=dry_run)
+    out.done({"image": image, **facts}, change_line(f"{image}: region {facts['region']}", f"reverted to {name}", facts))
 
 
 @snapshot_command.command(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import NotFoundError, StorageError
+from ..errors import BusyError, NotFoundError, StorageError
 from . import lock
 from .journal import Journal
 from .store import translated
@@ -36,6 +37,9 @@ class ImageFile:
         self.fd = fd
         # So many seconds a checkpoint that cannot be put off waits for readers.
         self.reader_patience = _CHECKPOINT_WAIT_SECONDS
+        # After so many seconds of trying again and again it is not put off any longer; None is never.
+        self._evict_after: float | None = None
+        self._refused_since = 0.0
         self.journal = Journal(store, log_start, log_blocks, writable=writable, no_readers=self.no_readers)
 
     @contextmanager
@@ -72,15 +76,41 @@ class ImageFile:
 
     @contextmanager
     def no_readers(self, patient: bool) -> Iterator[None]:
-        """Keep readers away; raises BusyError while there are some, after `reader_patience` when patient."""
+        """Keep readers away; raises BusyError while there are some, after `reader_patience` when patient.
+
+        Readers that are to be evicted stay, and find out by `is_outdated`.
+        """
         if self.fd < 0:
             yield
             return
-        lock.lock(self.fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=self.reader_patience if patient else 0)
+        try:
+            lock.lock(self.fd, self.path, lock.CHECKPOINT, exclusive=True, seconds=self.reader_patience if patient else 0)
+        except BusyError:
+            if not self._evicts_now(patient):
+                raise
+        self._refused_since = 0.0
         try:
             yield
         finally:
             lock.unlock(self.fd, lock.CHECKPOINT)
+
+    def evict_readers_after(self, seconds: float) -> None:
+        """Never wait for readers; after so long of being refused, go on without them."""
+        self.reader_patience = 0.0
+        self._evict_after = seconds
+
+    def _evicts_now(self, patient: bool) -> bool:
+        if self._evict_after is None:
+            return False
+        now = time.monotonic()
+        if patient:  # the log is half full: from now on it counts
+            self._refused_since = self._refused_since or now
+        return self._refused_since > 0 and now - self._refused_since >= self._evict_after
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a writer went on without this reader: then what was read may be of two states."""
+        return not self.writable and self.fd >= 0 and self.journal.is_outdated
 
     def close(self) -> None:
         """Release store, locks and descriptor; nothing is flushed."""

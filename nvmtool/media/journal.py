@@ -125,6 +125,11 @@ class Journal:
         """Whether no transaction is open."""
         return not (self._scalars or self._arrays or self._fresh_blocks or self._logged)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another process has moved the log home since this one read it; raises DamagedError."""
+        return self._read_generation() != self.generation
+
     def set_word(self, index: int, value: int) -> None:
         """Change one word in the open transaction."""
         self._scalars.append((index, self.words[index]))

@@ -108,6 +108,21 @@ class Blocks:
             self._pool = self._search(_POOL)[::-1].tolist()
         return self._pool.pop() if self._pool else int(self.take(1, from_reserve=from_reserve)[0])
 
+    def take_run(self, most: int) -> tuple[int, int]:
+        """Hold up to `most` free blocks that follow one another; return (first, how many), at least one. See `take`."""
+        first = self.take_one()
+        count = 1
+        pool = self._pool
+        most = min(most, self.available + 1)
+        while count < most:
+            if not pool:
+                self._pool = pool = self._search(_POOL)[::-1].tolist()
+            if not pool or pool[-1] != first + count:
+                break
+            pool.pop()
+            count += 1
+        return first, count
+
     def hold(self, blocks: BlockNumbers) -> None:
         """Hold blocks again whose naming was rolled back, because their data still count."""
         self._ntaken += int((~self._held[blocks - self.start]).sum())

@@ -36,9 +36,11 @@ def copy_to_mass(device: Device, blocks: BlockNumbers, slots: SlotNumbers) -> ND
         return np.zeros(len(blocks), np.uint32)
     assert device.mass is not None
     try:
-        crcs = _copy(device, device.mass, blocks, slots)
-        # The copies must be durable before any word names them.
-        device.mass.fence()
+        # Others may have the device meanwhile: these blocks are non-active, and nobody but this job takes slots.
+        with device.aside():
+            crcs = _copy(device, device.mass, blocks, slots)
+            # The copies must be durable before any word names them.
+            device.mass.fence()
     except BaseException as error:  # an interrupt too must not leave copies that nothing names
         device.mass.punch(slots)
         if isinstance(error, NoSpaceError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, RefusedError, UsageError
+from ..errors import BusyError, DamagedError, ExistsError, NotFoundError, NvmtoolError, RefusedError, UsageError
 from ..media import sysio, word
 from ..media.imagefile import ImageFile, close_file, open_file, take_lock
 from ..media.journal import runs
@@ -25,6 +25,9 @@ from .region import Region
 from .slots import Slots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -52,6 +55,10 @@ class Device:
         self.no_readers = self._file.no_readers
         self._regions: dict[int, Region] = {}
         self._slots_left_over = False
+        # Long jobs change so many blocks in one commit at most, and call `pause` between two: whoever serves others meanwhile sets these.
+        self.step_blocks = 16384
+        self.pause: Callable[[], bool] = _nobody_waits
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
         # What a writable open completed because an earlier process was cut off in it: (region, snapshot or None).
         self.resumed: set[tuple[str, str | None]] = set()
         self.journal = self._file.journal
@@ -112,8 +119,14 @@ class Device:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Flush and close; after an exception close without flushing."""
+        """Flush and close; after an exception close without flushing. Raises BusyError when a writer did not wait for this reader."""
+        outdated = False
+        if error is None or isinstance(error, NvmtoolError):
+            with suppress(DamagedError):
+                outdated = self._file.is_outdated
         self.close(flush=error is None)
+        if outdated:
+            raise BusyError(f"{self.path}: changed while it was being read, for its server could not wait any longer; try again") from error
 
     @property
     def mass(self) -> MassStore | None:
@@ -195,6 +208,10 @@ class Device:
         self._slots_left_over = not self.slots.pairing.is_settled
         finish_deletions(self)
 
+    def evict_readers_after(self, seconds: float) -> None:
+        """Never wait for readers; go on without them when they have kept the log from going home for so long."""
+        self._file.evict_readers_after(seconds)
+
     def require(self, *, dry_run: bool) -> None:
         """Raise RefusedError unless the device was opened for this: a dry run rehearses on one opened for reading."""
         if self.writable == dry_run:
@@ -257,6 +274,11 @@ class Device:
     def _forget_cached(self) -> None:
         for region in self._regions.values():
             region.forget_cached()
+
+
+def _nobody_waits() -> bool:
+    """Let nobody change anything; the journal is idle whenever a job calls this, and True says that somebody has changed it."""
+    return False
 
 
 def read_header(path: Path, fd: int) -> Header:

@@ -59,12 +59,13 @@ class LeafWords:
         return lowest
 
 
-def iter_leaf_words(region: Region, roots: list[int]) -> Iterator[LeafWords]:
-    """Yield the words of all level-1 tables that the roots reach, by logical block; one logical block's words are never parted."""
+def iter_leaf_words(region: Region, roots: list[int], first: int = 0) -> Iterator[LeafWords]:
+    """Yield the words of all level-1 tables that the roots reach, from a logical block on; one logical block's words are never parted."""
     tables = region.pages.tables
-    for table_index, leaves, ranks in tables.iter_leaf_groups(roots):
+    for table_index, leaves, ranks in tables.iter_leaf_groups(roots, first >> lay.TABLE_BITS):
+        begin = max(0, first - (table_index << lay.TABLE_BITS))
         columns = max(1, min(lay.TABLE_ENTRIES, _MOST_WORDS // len(leaves)))
-        for start in range(0, lay.TABLE_ENTRIES, columns):
+        for start in range(begin, lay.TABLE_ENTRIES, columns):
             positions = np.arange(start, min(start + columns, lay.TABLE_ENTRIES), dtype=np.int64)
             at = leaves[:, None] * lay.WORDS_PER_BLOCK + positions
             words = region.device.journal.array[at]

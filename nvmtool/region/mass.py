@@ -129,12 +129,12 @@ class MassStore:
         if self._dead:
             raise StorageError(f"{self.path}: an earlier flush failed")
         if self._dirty:
+            self._dirty = False  # before: what another thread writes while the flush is under way is not covered by it
             try:
                 os.fdatasync(self._fd)
             except OSError as error:
                 self._dead = True
                 raise StorageError(f"{self.path}: flush failed: {error.strerror}") from error
-            self._dirty = False
 
     def read(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """Return the slots' contents, shape (n, 4096), each proven by its CRC-32C; raises DamagedError."""

@@ -57,7 +57,7 @@ class Job:
         """Return how many more blocks the budget allows in the next batch; 0 means stop."""
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return 0
-        room = min(self.batch_blocks, device.journal.max_words // 8)
+        room = min(self.batch_blocks, device.step_blocks, device.journal.max_words // 8)
         if self.max_blocks is not None:
             room = min(room, self.max_blocks - self.blocks)
         if self.free_blocks_wanted is not None:

@@ -33,7 +33,7 @@ def purge_pointers(region: Region, snapshots: list[Record], job: Job) -> None:
     chosen = [snapshot.get_pointer("root", word.TABLE) for snapshot in snapshots]
     others = [record.get_pointer("root", word.TABLE) for record in region.snapshots]
     most = region.device.journal.max_words // _WORDS_PER_POINTER
-    for words in batched(iter_leaf_words(region, chosen + others), min(most, job.batch_blocks)):
+    for words in batched(iter_leaf_words(region, chosen + others), min(most, job.batch_blocks, region.device.step_blocks)):
         # A block that was purged through some of its tables only has a slot already, which these words tell.
         slots = words.select(words.kinds == word.SLOT)
         non_active = plan_batch(region, words.select(words.ranks < len(chosen)))
@@ -73,6 +73,8 @@ def _purge_batch(region: Region, words: LeafWords, slots: LeafWords, job: Job, m
                     continue
                 raise
             start = stop
+            # Others may write through the running point now: no snapshot's table changes by that, nor what the running point does not name.
+            region.device.pause()
     return True
 
 

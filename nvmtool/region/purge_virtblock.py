@@ -11,6 +11,8 @@ from ..media import word
 from .copying import copy_to_mass
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from .blocks import BlockNumbers
@@ -27,8 +29,7 @@ _ARRAY_BLOCKS = 128
 def purge_virtblock(region: Region, snapshots: list[Record], job: Job) -> None:
     """Purge the non-active blocks that the snapshots' arrays own; commits batch by batch inside the caller's transaction."""
     for snapshot in snapshots:
-        head = snapshot.get_pointer("array", word.ARRAY)
-        for array_blocks in region.pages.virtblocks.iter_array(head, _ARRAY_BLOCKS):
+        for array_blocks in _iter_array(region, snapshot):
             addresses, indexes, blocks = plan_batch(region, array_blocks)
             while len(addresses):
                 room = job.room(region.device)
@@ -41,7 +42,25 @@ def purge_virtblock(region: Region, snapshots: list[Record], job: Job) -> None:
                         continue
                     raise
                 job.add(len(addresses[:room]), len(addresses[:room]))
+                # Others may write through the running point now: what snapshots name, and what it does not, stays as it is.
+                region.device.pause()
                 addresses, indexes, blocks = addresses[room:], indexes[room:], blocks[room:]
+
+
+def _iter_array(region: Region, snapshot: Record) -> Iterator[BlockNumbers]:
+    """Yield a snapshot's array in batches of blocks; between two of them blocks may leave it."""
+    virtblocks = region.pages.virtblocks
+    last = 0
+    while True:
+        if last and virtblocks.is_in_array(last, snapshot.id):
+            head = virtblocks.following(last)
+        else:  # from the beginning, also when the last one has left: what is purged already is passed over
+            head, last = snapshot.get_pointer("array", word.ARRAY), 0
+        batch = next(virtblocks.iter_array(head, _ARRAY_BLOCKS, last), None)
+        if batch is None:
+            return
+        last = int(batch[-1])
+        yield batch
 
 
 def plan_batch(region: Region, array_blocks: BlockNumbers) -> tuple[Addresses, Indexes, BlockNumbers]:

@@ -76,13 +76,20 @@ def recall(
 
 
 def _recall_region(region: Region, state: Record, job: Job) -> None:
+    first: int | None = 0
+    while first is not None:
+        first = _recall_from(region, state, first, job)
+
+
+def _recall_from(region: Region, state: Record, first: int, job: Job) -> int | None:
+    """Recall from a logical block on; return where to go on when others have changed the region meanwhile, None at the end."""
     region.forget_cached()
     snapshots = require_snapshots(region, ())
     wanted = state.get_pointer("root", word.TABLE)
     states = [*snapshots, region.record]
     roots = [each.get_pointer("root", word.TABLE) for each in states]
     most = region.device.journal.max_words // _WORDS_PER_POINTER
-    for words in batched(iter_leaf_words(region, roots), min(most, job.batch_blocks)):
+    for words in batched(iter_leaf_words(region, roots, first), min(most, job.batch_blocks, region.device.step_blocks)):
         purged = plan_batch(region, words, wanted)
         _, inverse, counts = purged.units()
         order = np.argsort(inverse, kind="stable")
@@ -91,10 +98,14 @@ def _recall_region(region: Region, state: Record, job: Job) -> None:
             while start < end:
                 room = job.room(region.device)
                 if room == 0:
-                    return
+                    return None
                 stop = min(end, start + room)
                 _apply(region, purged.select(order[bounds[start] : bounds[stop]]), states, job)
                 start = stop
+        # Only here: what is planned names words of the running point's tables.
+        if region.device.pause():
+            return int(words.indexes.max()) + 1
+    return None
 
 
 def plan_batch(region: Region, words: LeafWords, root: int) -> LeafWords:

@@ -17,8 +17,12 @@ from .pagemap import PageMap
 from .records import RecordTable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
     from numpy.typing import NDArray
 
+    from ..media.store import Chunk
     from .device import Device
     from .records import Record
     from .sweep import Change
@@ -73,6 +77,21 @@ class Region:
     def has_pending(self) -> bool:
         """Whether writes wait for a flush."""
         return bool(self._pending)
+
+    @property
+    def pending(self) -> Mapping[int, int]:
+        """The block of each logical block that was written since the last flush."""
+        return self._pending
+
+    @property
+    def pending_tables(self) -> AbstractSet[int]:
+        """The table indexes of all that was written since the last flush, and perhaps of some more."""
+        return self._pending_tables
+
+    @property
+    def pending_data(self) -> Mapping[int, bytes]:
+        """The contents of those of them that are not stored yet."""
+        return self._pending_data
 
     def snapshot(self, name: str) -> Record:
         """Return the record of a readable snapshot; raises NotFoundError."""
@@ -210,7 +229,7 @@ class Region:
             return
         if len(self._pending) + nblocks > self._most_pending:
             self.flush()
-        self._reserve(first, nblocks)
+        self._reserve(nblocks)
         if nblocks == 1:
             self._write_one(first, data)
             return
@@ -242,20 +261,85 @@ class Region:
         if index in self._pending_data or len(self._pending) <= _LOGGED_BLOCKS:
             self._pending_data[index] = bytes(data)
             return
-        if self._pending_data:
-            # Too many for the log: they go home like the others.
-            for other, content in self._pending_data.items():
-                self.device.journal.store_data(self._pending[other], [content])
-            self._pending_data.clear()
+        self._send_home()
         self.device.journal.store_data(block, [data])
 
-    def _reserve(self, first: int, nblocks: int) -> None:
+    def write_extents(self, extents: Sequence[tuple[int, memoryview]]) -> None:
+        """Write whole blocks at many places: (first logical block, contents); a later extent wins over an earlier one.
+
+        Blocks that are not pending yet go to fresh ones that lie together, in as few writes as may be; those that are, stay where they
+        are. Raises NoSpaceError, and then nothing was written, or StorageError.
+        """
+        self.device.require(dry_run=False)
+        nblocks = sum(len(data) for _, data in extents) // lay.BLOCK_SIZE
+        if len(self._pending) + nblocks > self._most_pending:
+            self.flush()
+        self._reserve(nblocks, len(extents))
+        if len(self._pending) + nblocks <= _LOGGED_BLOCKS:
+            for first, data in extents:
+                for start in range(0, len(data), lay.BLOCK_SIZE):
+                    self._write_one(first + start // lay.BLOCK_SIZE, data[start : start + lay.BLOCK_SIZE])
+            return
+        self._send_home()
+        placed: dict[int, int] = {}
+        try:
+            stores = self._place(extents, placed)
+            for block, chunks in stores:
+                self.device.journal.store_data(block, chunks)
+        except BaseException:  # an interrupt too must not keep blocks that nothing names
+            self.device.blocks.give_back(np.fromiter(placed.values(), np.int64, len(placed)))
+            raise
+        self._pending.update(placed)
+        for first, data in extents:
+            self._pending_tables.update(range(first >> lay.TABLE_BITS, (first + len(data) // lay.BLOCK_SIZE - 1 >> lay.TABLE_BITS) + 1))
+
+    def _place(self, extents: Sequence[tuple[int, memoryview]], placed: dict[int, int]) -> list[tuple[int, list[Chunk]]]:
+        """Choose a block for each one of the extents; return (first block, contents) of runs, in the order in which to store them.
+
+        `placed` gets the fresh blocks by logical block.
+        """
+        stores: list[tuple[int, list[Chunk]]] = []
+        behind = -1
+        for first, data in extents:
+            count, done = len(data) // lay.BLOCK_SIZE, 0
+            while done < count:
+                index = first + done
+                block = placed.get(index) or self._pending.get(index)
+                length = 1
+                if block is None:
+                    length = self._unplaced(index, first + count, placed)
+                    block, length = self.device.blocks.take_run(length)
+                    placed.update(zip(range(index, index + length), range(block, block + length), strict=True))
+                chunk = data[done * lay.BLOCK_SIZE : (done + length) * lay.BLOCK_SIZE]
+                if block == behind:
+                    stores[-1][1].append(chunk)
+                else:
+                    stores.append((block, [chunk]))
+                behind = block + length
+                done += length
+        return stores
+
+    def _unplaced(self, index: int, end: int, placed: dict[int, int]) -> int:
+        """Return how many logical blocks from an unplaced one on have no block that may be written."""
+        stop = index + 1
+        while stop < end and stop not in placed and stop not in self._pending:
+            stop += 1
+        return stop - index
+
+    def _send_home(self) -> None:
+        # Too many for the log: they go home like the others.
+        for index, content in self._pending_data.items():
+            self.device.journal.store_data(self._pending[index], [content])
+        self._pending_data.clear()
+
+    def _reserve(self, nblocks: int, nextents: int = 1) -> None:
         """Make sure that mapping what is pending and this write cannot run out of blocks for tables and arrays."""
-        tables = self.pages.tables.levels * (len(self._pending_tables) + (nblocks >> lay.TABLE_BITS) + 2)
+        ntables = (nblocks >> lay.TABLE_BITS) + 1 + nextents
+        tables = self.pages.tables.levels * (len(self._pending_tables) + ntables)
         arrays = (len(self._pending) + nblocks) // lay.LIVE_ENTRIES + 2
         if self.device.blocks.available < nblocks + tables + arrays:
             self.flush()
-            alone = self.pages.tables.levels * ((nblocks >> lay.TABLE_BITS) + 2) + nblocks // lay.LIVE_ENTRIES + 2
+            alone = self.pages.tables.levels * ntables + nblocks // lay.LIVE_ENTRIES + 2
             if self.device.blocks.available < nblocks + alone:
                 if nblocks > 1:
                     raise NoSpaceError(

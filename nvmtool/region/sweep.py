@@ -55,7 +55,8 @@ class Sweep:
         self._journal = region.device.journal
         self._pages = region.pages
         self._progress = progress
-        self._entries_per_commit = max(64, min(16384, self._journal.max_words // (2 * _WORDS_PER_DROP)))
+        self._entries_per_commit = max(64, min(self._device.step_blocks, self._journal.max_words // (2 * _WORDS_PER_DROP)))
+        self._words_per_commit = min(self._journal.max_words // 4, self._device.step_blocks * _WORDS_PER_DROP)
         self._total = max(region.record.get("mapped"), 1)
         self.pointers = 0
 
@@ -64,6 +65,8 @@ class Sweep:
         self._journal.commit()
         if self._progress is not None:
             self._progress(min(self.pointers, self._total), self._total, "pointers")
+        # Others may write through the running point now: that does not touch what this state alone names.
+        self._device.pause()
 
     def release_tree(self, record: Record) -> None:
         """Drop the tree that a record's root names, and clear the root."""
@@ -103,13 +106,13 @@ class Sweep:
             self._journal.set_words(at[part], np.zeros(len(part), np.uint64))
             self._pages.drop_refs(kinds, values)
             self.pointers += len(part)
-            if self._journal.pending_words > self._journal.max_words // 4:
+            if self._journal.pending_words > self._words_per_commit:
                 self.commit()
 
     def _detach(self, at: Indexes, tables: BlockNumbers) -> None:
         self._journal.set_words(at, np.zeros(len(at), np.uint64))
         self._device.blocks.drop_refs(tables, word.TABLE)
-        if self._journal.pending_words > self._journal.max_words // 4:
+        if self._journal.pending_words > self._words_per_commit:
             self.commit()
 
     def hand_over_array(self, record: Record) -> None:

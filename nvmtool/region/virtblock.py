@@ -163,10 +163,22 @@ class Virtblocks:
 
     # --- arrays
 
-    def iter_array(self, head: int, nblocks: int) -> Iterator[BlockNumbers]:
-        """Yield the blocks of an array in batches of `nblocks`, in chain order; raises DamagedError for a broken chain."""
+    def is_in_array(self, block: int, state: int) -> bool:
+        """Tell whether a block belongs to a state's array."""
+        kinds, _ = self._blocks.counts(np.array([block], np.int64))
+        return int(kinds[0]) == word.ARRAY and self.owner(block) == state
+
+    def following(self, block: int) -> int:
+        """Return the next block in the array, 0 behind the last."""
+        return self._pointer(block, _NEXT)
+
+    def iter_array(self, head: int, nblocks: int, before: int = 0) -> Iterator[BlockNumbers]:
+        """Yield the blocks of an array in batches of `nblocks`, in chain order, from the one behind `before` on.
+
+        Raises DamagedError for a broken chain.
+        """
         batch: list[int] = []
-        block, previous, seen = head, 0, 0
+        block, previous, seen = head, before, 0
         while block:
             if self._pointer(block, _PREV) != previous or seen > self._blocks.nblocks:
                 raise DamagedError(f"virtblock array block {block} at 0x{block * lay.BLOCK_SIZE:x}: chain is broken")
@@ -230,10 +242,12 @@ class Virtblocks:
         tag = self._region << lay.STATE_BITS | state
         if len(self._free) and self._header(int(self._free[0]) >> lay.ENTRY_BITS, _OWNER) != tag:
             self.forget_free()
-        parts = []
+        parts: list[Addresses] = []
         while count:
-            if not len(self._free):
-                self._free = self._find_free(owner, state)
+            while not len(self._free):
+                found = self._find_free(owner, state)
+                # What was taken here already has no home word yet, and would be found a second time.
+                self._free = found[~np.isin(found, np.concatenate(parts))] if parts else found
             part, self._free = self._free[:count], self._free[count:]
             # Counted at once, so that the next search does not take the same block for one with room.
             self._add_live(part, 1)
