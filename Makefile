@@ -18,13 +18,13 @@ else \
 fi
 endef
 
-.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap kills-host demo-host clean
+.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap kills-host demo-host demo-guests clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
-	$(call make-venv,$(HOME_OF_NVMTOOL),.)
+	$(call make-venv,$(HOME_OF_NVMTOOL),'.[live]')
 	@mkdir -p $(PREFIX)/bin
 	@ln -sf $(HOME_OF_NVMTOOL)/bin/nvmtool $(PREFIX)/bin/nvmtool
 	@echo "installed: $(PREFIX)/bin/nvmtool"
@@ -42,6 +42,9 @@ guest-kernel: ## unpack the kernel that tests and bench boot in real guests (Deb
 
 demo-host: $(READY) ## three VMs of 1 GiB on a host of 1 GiB, one of them a real guest's memory (needs QEMU)
 	@$(BIN)/python bench/host_session.py
+
+demo-guests: $(READY) ## two real QEMU guests governed by the memory scheduler (needs QEMU)
+	@$(BIN)/python bench/guests_session.py
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

@@ -80,7 +80,7 @@ def _load(option: str, module: str, name: str) -> Callable[..., World]:
     try:
         loaded: Callable[..., World] = getattr(importlib.import_module(module, __package__), name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{option} needs {error.name}, which is not installed") from error
+        raise UsageError(f"{option} needs {error.name}, which is not installed: pip install 'nvmtool[live]'") from error
     return loaded
 
 
