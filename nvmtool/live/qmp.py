@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 class CommandError(StorageError):
     """QEMU refused a command; `reason` is its error class, for example DeviceNotActive."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "") -> None:
         """Carry QEMU's word for it."""
         super().__init__(message)
         self.reason = reason
