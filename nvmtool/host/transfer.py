@@ -138,7 +138,8 @@ def dump(host: Host, name: str, target: str | Path, *, progress: Progress = None
         new = NewFile(Path(target))
         try:
             if new.is_stream:
-                return _dump_stream(new.fd, size, pieces)
+                with translated(new.path):
+                    return _dump_stream(new.fd, size, pieces)
             new.allocate(size, sparse=True)
             new.clear(size)
             written = sum(_write_rows(new, ppns, rows) for ppns, rows in pieces)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmtool.errors import NotFoundError, RefusedError, UsageError
+from nvmtool.errors import NoSpaceError, NotFoundError, RefusedError, UsageError
 from nvmtool.host.create import create_vm
 from nvmtool.host.host import Host
 from nvmtool.host.power import power_off, power_on, settle
@@ -118,3 +118,8 @@ def test_a_vm_that_is_off_has_no_memory_to_dump(path: Path, tmp_path: Path) -> N
         with pytest.raises(RefusedError, match="VM a: is off"):
             dump(host, "a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_takes_nothing_is_named(path: Path) -> None:
+    with Host.open(path, writable=True) as host, pytest.raises(NoSpaceError, match="/dev/full: No space left"):
+        dump(host, "a", "/dev/full")
