@@ -25,6 +25,7 @@ from .params import PERCENT, SECONDS
 @click.option("--seconds", type=SECONDS, help="End after so long.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed gives the same accesses.")
 @click.option("--write-ratio", type=PERCENT, default="50%", help="This share of the accesses write.")
+@click.option("--cache", type=PERCENT, default="0%", help="This share of memory is page cache, which a balloon may take.")
 @click.option("--verify", is_flag=True, help="At the end compare every page that the guest knows.")
 @output_options
 @click.pass_context
@@ -37,6 +38,7 @@ def run_command(
     seconds: float | None,
     seed: int,
     write_ratio: float,
+    cache: float,
     verify: bool,
     out: Output,
 ) -> None:
@@ -45,11 +47,13 @@ def run_command(
     It touches page frames, stamps those that it writes, and compares what it reads. Writing to a shared frame breaks the sharing; when
     machine memory runs short, NVM lends some, or pages are swapped out. The VM's memory stays when the guest ends, by kill -9 too.
 
+    It has a balloon driver and reports its memory classes, for nvmtool sched --host.
+
     Other commands may have the VM meanwhile: the guest pauses for them, and ends when its VM is suspended or powered off.
 
     Exits with 1 when a page was wrong, with 5 or 8 when no machine frame could be had.
     """
-    options = GuestOptions(workload, ops, seconds, seed, write_ratio, verify)
+    options = GuestOptions(workload, ops, seconds, seed, write_ratio, verify, cache)
     with stop_on_signals() as stop, Host.open(host_path, writable=True) as host, out.progress() as progress:
         report = run_guest(host, name, options, stop=stop, progress=progress)
     for line in report.findings:

@@ -18,6 +18,7 @@ from ..swap.verify import Findings, describe
 from ..swap.workload import iter_accesses
 from . import layout as lay
 from .balance import find_frames, return_to
+from .driver import Driver
 from .space import Space
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ _VERIFY_PAGES = 256
 _FLAG = lay.SHARED_FLAG
 # What a guest knows of a page frame: nothing, a version of the pattern, or the checksum of something else (a loaded page).
 _UNKNOWN, _PATTERN, _FOREIGN = range(3)
+# The version of what a file has.
+_OF_FILE = 1
 
 
 @dataclass(frozen=True, slots=True)
 class GuestOptions:
-    """What to run; as RunOptions of a swap file. The VM's grant says how much stays in memory under pressure."""
+    """What to run; as RunOptions of a swap file. The VM's grant says how much stays in memory under pressure.
+
+    The last `cache_share` of memory is page cache: read, not written, and read again from its file after it was dropped.
+    """
 
     workload: str = "uniform"
     ops: int | None = None
@@ -48,6 +54,7 @@ class GuestOptions:
     seed: int = 0
     write_ratio: float = 0.5
     verify: bool = False
+    cache_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,7 @@ class _Guest:
         self.latencies = Latencies()
         self.referenced = np.zeros(vm.memory_pages, np.uint8)
         self.kinds = bytearray(vm.memory_pages)
+        self.driver = Driver(vm.memory_pages, vm.memory_pages - int(vm.memory_pages * options.cache_share))
         # Word 1 of each known page: its version, where it is of the pattern.
         self.known = np.zeros(vm.memory_pages, np.uint64)
         self.checksums = np.zeros(vm.memory_pages, np.uint32)
@@ -117,6 +125,7 @@ class _Guest:
                 self._verify()
         finally:
             if self.vm.state == lay.ON:
+                self.driver.close(self.space)
                 self.space.close()
         return GuestReport(
             ops=self.ops,
@@ -148,6 +157,7 @@ class _Guest:
                     return
                 count = _OPS_AT_ONCE if left is None else min(left, _OPS_AT_ONCE)
                 self._access(frames[start : start + count], writes[start : start + count])
+                self.driver.tick(self.space, self.referenced, self.known == _OF_FILE)
                 if left is not None:
                     left -= count
                     if left == 0:
@@ -157,7 +167,9 @@ class _Guest:
 
     def _access(self, frames: list[int], writes: list[bool]) -> None:
         words, memory, kinds, known, referenced = self.space.map.words, self.space.memory, self.kinds, self.known.data, self.referenced.data
-        for ppn, is_write in zip(frames, writes, strict=True):
+        first_cache, touched = self.driver.first_cache, self.driver.touched.data
+        for ppn, wants_write in zip(frames, writes, strict=True):
+            is_write = wants_write and ppn < first_cache
             word = words[ppn]
             if word == 0 or (is_write and word & _FLAG):
                 self._fault(ppn, is_write)
@@ -172,12 +184,13 @@ class _Guest:
                 self.version += 1
                 self.pattern.stamp(page, ppn, self.version)
                 kinds[ppn], known[ppn] = _PATTERN, self.version
-            referenced[ppn] = 1
+            referenced[ppn] = touched[ppn] = 1
             self.ops += 1
 
     def _fault(self, ppn: int, is_write: bool) -> None:
         start = time.perf_counter_ns()
-        most = self.vm.most_pages
+        self.driver.take_back(self.space, ppn)
+        most = min(self.vm.most_pages, self.space.map.get("most_resident") or self.vm.most_pages)
         while self.space.resident >= most and not self.space.map.words[ppn]:
             self._swap_out_own()
         while True:
@@ -192,7 +205,16 @@ class _Guest:
                 self.space = find_frames(self.space, _SWAP_OUT_PAGES, self.referenced)
                 self.vm = self.space.vm
         self.broken += bool(word & _FLAG)
+        if ppn >= self.driver.first_cache and not word:
+            self._read_from_file(ppn)
         self.latencies.add(time.perf_counter_ns() - start)
+
+    def _read_from_file(self, ppn: int) -> None:
+        """Fill a page of cache that came out of nowhere; one that was swapped out has its contents."""
+        page = self.space.memory.words((self.space.map.words[ppn] & ~_FLAG) - 1)
+        if not page[1]:
+            self.pattern.stamp(page, ppn, _OF_FILE)
+            self.kinds[ppn], self.known[ppn] = _PATTERN, _OF_FILE
 
     def _swap_out_own(self) -> None:
         count = min(_SWAP_OUT_PAGES, max(self.space.resident // 8, 1))

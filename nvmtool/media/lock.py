@@ -9,6 +9,7 @@ Bytes far past any file's end serve our files (DESIGN 3.8):
 - `HELPER`: held exclusively by the one process that copies pages for the writer of a swap file, until it copies no more. The next writer
   waits for it: slots that were held for those copies are free by the words, and a copy that comes late would hit another page.
 - `FRAMES`: held exclusively by the one process that changes a host's frame table, for a batch.
+- `SCHEDULER`: held exclusively by the one memory scheduler that governs a host.
 - `turn_of(n)`: held exclusively by the one process that has VM `n` of a host: a running VM gives it away between two accesses to whoever
   holds `wanted_of(n)`.
 """
@@ -30,6 +31,7 @@ CHECKPOINT = (1 << 62) + 1
 RESIZER = (1 << 62) + 2
 HELPER = (1 << 62) + 3
 FRAMES = (1 << 62) + 4
+SCHEDULER = (1 << 62) + 5
 _VMS = (1 << 62) + (1 << 20)
 
 _OFD_GETLK = 36
