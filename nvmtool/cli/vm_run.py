@@ -25,6 +25,7 @@ from .params import PERCENT, SECONDS
 @click.option("--seconds", type=SECONDS, help="End after so long.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed gives the same accesses.")
 @click.option("--write-ratio", type=PERCENT, default="50%", help="This share of the accesses write.")
+@click.option("--rate", type=click.IntRange(min=1), help="At most so many accesses a second.")
 @click.option("--cache", type=PERCENT, default="0%", help="This share of memory is page cache, which a balloon may take.")
 @click.option("--verify", is_flag=True, help="At the end compare every page that the guest knows.")
 @output_options
@@ -38,6 +39,7 @@ def run_command(
     seconds: float | None,
     seed: int,
     write_ratio: float,
+    rate: int | None,
     cache: float,
     verify: bool,
     out: Output,
@@ -53,7 +55,7 @@ def run_command(
 
     Exits with 1 when a page was wrong, with 5 or 8 when no machine frame could be had.
     """
-    options = GuestOptions(workload, ops, seconds, seed, write_ratio, verify, cache)
+    options = GuestOptions(workload, ops, seconds, seed, write_ratio, verify, cache, rate)
     with stop_on_signals() as stop, Host.open(host_path, writable=True) as host, out.progress() as progress:
         report = run_guest(host, name, options, stop=stop, progress=progress)
     for line in report.findings:

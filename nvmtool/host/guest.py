@@ -45,7 +45,8 @@ _OF_FILE = 1
 class GuestOptions:
     """What to run; as RunOptions of a swap file. The VM's grant says how much stays in memory under pressure.
 
-    The last `cache_share` of memory is page cache: read, not written, and read again from its file after it was dropped.
+    At most `rate` accesses a second, where it is given. The last `cache_share` of memory is page cache: read, not written, and read again
+    from its file after it was dropped.
     """
 
     workload: str = "uniform"
@@ -55,6 +56,7 @@ class GuestOptions:
     write_ratio: float = 0.5
     verify: bool = False
     cache_share: float = 0.0
+    rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ class _Guest:
 
     def _work(self) -> None:
         options, left = self.options, self.options.ops
-        deadline = time.monotonic() + options.seconds if options.seconds is not None else None
+        begun = time.monotonic()
+        deadline = begun + options.seconds if options.seconds is not None else None
         for frames, writes in iter_accesses(options.workload, self.vm.memory_pages, seed=options.seed, write_ratio=options.write_ratio):
             if options.ops is not None and self.progress is not None:
                 self.progress(self.ops, options.ops, "operations")
@@ -162,6 +165,8 @@ class _Guest:
                     left -= count
                     if left == 0:
                         self.stop.ask("ops")
+                if options.rate:
+                    time.sleep(max(begun + self.ops / options.rate - time.monotonic(), 0))
                 if deadline is not None and time.monotonic() >= deadline:
                     self.stop.ask("seconds")
 

@@ -79,7 +79,7 @@ def test_a_balloon_takes_idle_cache_and_leaves_what_a_busy_guest_uses(path: Path
         write(host, "b", {ppn: ppn + 1 for ppn in range(64)})
     # Half of a's memory is cache, of which its window touches little at a time.
     _json(path, "vm", "run", "a", "--workload", "sweep", "--ops", "8192", "--cache", "50%")
-    with _guest(path, "a", "--workload", "zipf", "--cache", "50%", "--seconds", "60", "--verify") as a:
+    with _guest(path, "a", "--workload", "zipf", "--rate", "2000", "--cache", "50%", "--seconds", "60", "--verify") as a:
         for _ in range(40):
             facts = HostWorld(path)
             try:
@@ -159,7 +159,7 @@ def test_two_schedulers_do_not_govern_one_host(path: Path) -> None:
 
 def test_a_guest_that_stands_still_is_a_stuck_balloon_and_the_others_go_on(path: Path) -> None:
     _json(path, "vm", "run", "a", "--workload", "sweep", "--ops", "8192", "--cache", "50%")
-    with _guest(path, "a", "--workload", "zipf", "--cache", "50%", "--seconds", "60") as a:
+    with _guest(path, "a", "--workload", "zipf", "--rate", "2000", "--cache", "50%", "--seconds", "60") as a:
         a.send_signal(19)  # SIGSTOP
         try:
             words = _command(path, "sched", "apply", "--free-target", "90%", "--deadband", "0.1%", "--every", "1", "--no-swap")
