@@ -65,11 +65,12 @@ class HostWorld:
     def swap_out(self, name: str, size_bytes: int) -> int:
         """Swap out so much of a VM: its guest chooses what it used least, or nobody uses any of it. Return how much went."""
         vm, pages = self._running(name), size_bytes // lay.PAGE
-        if not self._host.has_guest(vm):
-            return take_from(self._host, vm, pages) * lay.PAGE
         vm_map = self._host.map_of(vm)
         try:
             before = _resident(vm_map)
+            if not self._host.has_guest(vm):
+                take_from(self._host, vm, pages)
+                return max(before - _resident(vm_map), 0) * lay.PAGE
             most = max(before - pages, 1)
             vm_map.put("most_resident", most)
             deadline = time.monotonic() + _GUEST_SECONDS
