@@ -75,9 +75,10 @@ class Guest:
         without: str = "",
         extra: tuple[str, ...] = (),
     ) -> None:
-        """Describe a guest; see work.c for `work`, or "shell" for one that does what `shell` says. Its memory is anonymous unless `memory_file` names a file, which is made.
+        """Describe a guest; see work.c for `work`, or "shell" for one that does what `shell` says.
 
-        `disk` is mounted read-only on /data (`make_disk`). `without` names a driver that is not loaded, for example virtio_balloon.
+        Its memory is anonymous unless `memory_file` names a file, which is made. `disk` is mounted read-only on /data (`make_disk`).
+        `without` names a driver that is not loaded, for example virtio_balloon.
         """
         self.work = work
         self.memory_bytes = memory_mib * MIB
@@ -147,7 +148,7 @@ class Guest:
         return {name: int(value) << 10 for name, value in re.findall(r"^(\S+): +(\d+) kB$", answer[0], re.MULTILINE)}
 
     def shell(self, script: str, seconds: float = ANSWER_SECONDS) -> str:
-        """Run a line of a script in a guest with `work="shell"` and return what it prints; raises GuestError when it fails or takes longer."""
+        """Run a line of a script in a guest with `work="shell"` and return what it prints; raises GuestError when it fails."""
         answer = self._ask(f'{{ {script}; }} 2>&1; echo "status=$?="', re.compile(r"^(.*?)status=(\d+)=", re.DOTALL), seconds)
         if answer[2] != "0":
             raise GuestError(f"{script}: exit status {answer[2]}: {answer[1]}")
