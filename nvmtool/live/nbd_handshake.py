@@ -23,6 +23,8 @@ PREFERRED_BLOCK = 4096
 # An option's data: an export name, and a few context names or info types.
 _MOST_OPTION_BYTES = 64 << 10
 _MOST_QUERIES = 64
+# A plain number: the inverse of a flag of an enum knows none of the bits that have no name.
+_KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
 
 class ProtocolError(Exception):
@@ -70,7 +72,7 @@ class Handshake:
         return done
 
     def _take_flags(self, flags: int) -> None:
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~_KNOWN_FLAGS:
             raise ProtocolError(f"client flags 0x{flags:x}")
         self._flags = flags
 
@@ -166,6 +168,9 @@ class Handshake:
         return None
 
     def _contexts(self, option: int, data: bytes) -> None:
+        listing = option == Option.LIST_META_CONTEXT
+        if not listing:  # whatever comes of it, it replaces what was selected before
+            self.context_id = 0
         try:
             raw, rest = _take_string(data)
             (count,) = nbd.LENGTH.unpack_from(rest)
@@ -185,7 +190,6 @@ class Handshake:
         export = self._find(option, name)
         if export is None:
             return
-        listing = option == Option.LIST_META_CONTEXT
         asked = nbd.BASE_ALLOCATION in queries or (listing and (not queries or "base:" in queries))
         if not listing:
             self.context_id, self._context_export = int(asked), export.name

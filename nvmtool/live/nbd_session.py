@@ -32,13 +32,16 @@ _PIECE_BYTES = 64 << 20
 _MOST_EXTENTS = 1024
 _MOST_ERROR_BYTES = 1024
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
-_ALLOWED: dict[int, Flag] = {
-    Command.READ: Flag.DF,
-    Command.WRITE: Flag.FUA,
-    Command.FLUSH: Flag(0),
-    Command.TRIM: Flag.FUA,
-    Command.WRITE_ZEROES: Flag.FUA | Flag.NO_HOLE | Flag.FAST_ZERO,
-    Command.BLOCK_STATUS: Flag.REQ_ONE,
+_FUA = int(Flag.FUA)
+# What a request may carry; FUA the protocol wants accepted everywhere. Plain numbers: the inverse of a flag of an enum knows none of the
+# bits that have no name.
+_ALLOWED: dict[int, int] = {
+    Command.READ: int(Flag.FUA | Flag.DF),
+    Command.WRITE: _FUA,
+    Command.FLUSH: _FUA,
+    Command.TRIM: _FUA,
+    Command.WRITE_ZEROES: int(Flag.FUA | Flag.NO_HOLE | Flag.FAST_ZERO),
+    Command.BLOCK_STATUS: int(Flag.FUA | Flag.REQ_ONE),
 }
 _DONE = object()
 _OK = nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_MAGIC, 0, 0)[:8]
@@ -173,7 +176,7 @@ class Session:
     def _write(self, writes: list[tuple[int, int, int, memoryview]]) -> None:
         fine = []
         for write in writes:
-            if write[1] & ~Flag.FUA or not write[3]:
+            if write[1] & ~_FUA or not write[3]:
                 self._refuse(write[0], Error.EINVAL)
             else:
                 fine.append(write)
@@ -181,7 +184,7 @@ class Session:
         done = bytearray()
         for write, answer in zip(fine, answers, strict=True):
             if answer is None:
-                if write[1] & Flag.FUA:
+                if write[1] & _FUA:
                     self.flushes.append(write[0])
                 else:
                     done += _OK + write[0].to_bytes(8, "big")
@@ -206,9 +209,9 @@ class Session:
         elif command == Command.FLUSH:
             self.flushes.append(cookie)
         elif command == _READ:
-            if length > nbd.MAX_PAYLOAD or not self._structured:
+            if length > nbd.MAX_PAYLOAD or (flags & Flag.DF and not self._structured):
                 self._refuse(cookie, Error.EINVAL, structured=structured)
-            else:  # DF: every answer here is one chunk
+            else:  # FUA has no effect, and DF none either: every answer here is one chunk
                 self._read([(cookie, offset, length)])
         elif command == Command.BLOCK_STATUS:
             self._block_status(flags, cookie, offset, length)
