@@ -23,6 +23,8 @@ PREFERRED_BLOCK = 4096
 # An option's data: an export name, and a few context names or info types.
 _MOST_OPTION_BYTES = 64 << 10
 _MOST_QUERIES = 64
+# LIST is answered with far more than it is asked with.
+_ENOUGH_ANSWER_BYTES = 64 << 10
 # A plain number: the inverse of a flag of an enum knows none of the bits that have no name.
 _KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
@@ -40,6 +42,8 @@ class Handshake:
         self.answer = bytearray(nbd.GREETING.pack(nbd.NBD_MAGIC, nbd.OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES))
         self.export: Export | None = None
         self.aborted = False
+        # Options wait until the answer has been taken.
+        self.is_paused = False
         self.structured = False
         # The id that base:allocation has for this client, 0 until it asks for it, and the export that it asked for.
         self.context_id = 0
@@ -50,6 +54,7 @@ class Handshake:
     def feed(self, data: memoryview) -> int:
         """Take what is whole of the data, and return how many bytes that was; raises ProtocolError."""
         done = 0
+        self.is_paused = False
         while self.export is None and not self.aborted:
             rest = data[done:]
             if self._flags is None:
@@ -66,6 +71,9 @@ class Handshake:
             if length > _MOST_OPTION_BYTES:
                 raise ProtocolError(f"option {option} of {length} bytes")
             if len(rest) < nbd.OPTION.size + length:
+                break
+            if len(self.answer) > _ENOUGH_ANSWER_BYTES:
+                self.is_paused = True
                 break
             self._take_option(option, bytes(rest[nbd.OPTION.size : nbd.OPTION.size + length]))
             done += nbd.OPTION.size + length
