@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import BusyError, NoSpaceError, NvmtoolError, RefusedError, UsageError
 from ..region.access import ZEROS
 from . import nbd_protocol as nbd
-from .nbd_handshake import ProtocolError
+from .nbd_handshake import PREFERRED_BLOCK, ProtocolError
 from .nbd_protocol import Chunk, Command, Error, Flag
 
 if TYPE_CHECKING:
@@ -171,7 +171,22 @@ class Session:
 
     def _failed_read(self, cookie: int, offset: int, length: int, answer: Answer) -> None:
         assert isinstance(answer, NvmtoolError)
-        self._fail(cookie, answer, f"read of {length} bytes at {offset}", structured=self._structured)
+        if isinstance(answer, UsageError):  # past the end
+            self._refuse(cookie, Error.EINVAL, str(answer), structured=self._structured)
+            return
+        at = self._find_unreadable(offset, length)
+        self._fail(cookie, answer, f"read of {length} bytes at {offset} fails at {at}", structured=self._structured, at=at)
+
+    def _find_unreadable(self, offset: int, length: int) -> int:
+        """Return where in a range that cannot be read the first block is that cannot; each other block is read once at most."""
+        good, end = offset, offset + length
+        while (middle := (good + end) // 2 // PREFERRED_BLOCK * PREFERRED_BLOCK) > good or (middle := middle + PREFERRED_BLOCK) < end:
+            (answer,) = self.export.read([(good, middle - good)])
+            if isinstance(answer, NvmtoolError):
+                end = middle
+            else:
+                good = middle
+        return good
 
     def _write(self, writes: list[tuple[int, int, int, memoryview]]) -> None:
         fine = []
@@ -288,19 +303,21 @@ class Session:
         else:
             self._fail(cookie, error, "flush")
 
-    def _fail(self, cookie: int, error: NvmtoolError, what: str, *, structured: bool = False) -> None:
+    def _fail(self, cookie: int, error: NvmtoolError, what: str, *, structured: bool = False, at: int | None = None) -> None:
         """Answer with an error; what is no fault of the client's is reported."""
         code = _error_of(error)
         if code == Error.EIO:
             self._report(f"{self.export.name}: {what}: {error}")
-        self._refuse(cookie, code, str(error), structured=structured)
+        self._refuse(cookie, code, str(error), structured=structured, at=at)
 
-    def _refuse(self, cookie: int, code: Error, text: str = "", *, structured: bool = False) -> None:
+    def _refuse(self, cookie: int, code: Error, text: str = "", *, structured: bool = False, at: int | None = None) -> None:
         if not structured:
             self.out.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_MAGIC, code, cookie))
             return
         said = text.encode()[:_MOST_ERROR_BYTES]
-        self.out.append(nbd.CHUNK_ERROR.pack(nbd.CHUNK_MAGIC, nbd.DONE, Chunk.ERROR, cookie, 6 + len(said), code, len(said)) + said)
+        kind, where = (Chunk.ERROR, b"") if at is None else (Chunk.ERROR_OFFSET, nbd.ERROR_AT.pack(at))
+        length = 6 + len(said) + len(where)
+        self.out.append(nbd.CHUNK_ERROR.pack(nbd.CHUNK_MAGIC, nbd.DONE, kind, cookie, length, code, len(said)) + said + where)
 
 
 def _error_of(error: NvmtoolError) -> Error:
