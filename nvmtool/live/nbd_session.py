@@ -29,6 +29,8 @@ _MOST_REQUESTS = 1024
 _MOST_REPLY_BYTES = 8 << 20
 _MOST_JOBS = 16
 _PIECE_BYTES = 64 << 20
+# Of zeroes that are written, which takes longer than to make holes.
+_WRITTEN_PIECE_BYTES = 4 << 20
 _MOST_EXTENTS = 1024
 _MOST_ERROR_BYTES = 1024
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
@@ -244,7 +246,7 @@ class Session:
             self.jobs.append(job)
 
     def _trim(self, cookie: int, offset: int, length: int) -> Generator[None, None, None]:
-        yield from self._in_pieces(cookie, "trim", self.export.trim, offset, length)
+        yield from self._in_pieces(cookie, "trim", self.export.trim, offset, length, _PIECE_BYTES)
 
     def _zero(self, flags: int, cookie: int, offset: int, length: int) -> Generator[None, None, None]:
         keep = bool(flags & Flag.NO_HOLE)
@@ -252,14 +254,15 @@ class Session:
         def zero(start: int, size: int) -> None:
             self.export.write_zeroes(start, size, keep_allocated=keep)
 
-        yield from self._in_pieces(cookie, "zeroes", zero, offset, length, durable=bool(flags & Flag.FUA))
+        piece = _WRITTEN_PIECE_BYTES if keep else _PIECE_BYTES
+        yield from self._in_pieces(cookie, "zeroes", zero, offset, length, piece, durable=bool(flags & Flag.FUA))
 
     def _in_pieces(
-        self, cookie: int, name: str, action: Callable[[int, int], None], offset: int, length: int, *, durable: bool = False
+        self, cookie: int, name: str, action: Callable[[int, int], None], offset: int, length: int, piece: int, *, durable: bool = False
     ) -> Generator[None, None, None]:
         position, end = offset, offset + length
         while position < end:
-            stop = min((position // _PIECE_BYTES + 1) * _PIECE_BYTES, end)
+            stop = min((position // piece + 1) * piece, end)
             try:
                 action(position, stop - position)
             except BusyError:

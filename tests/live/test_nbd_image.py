@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import struct
 import subprocess
 import sys
@@ -72,6 +73,59 @@ def test_a_damaged_block_fails_its_own_request_alone_and_is_named(served: Served
         assert client.read(first * BLOCK, count * BLOCK) == bytes(count * BLOCK)
 
 
+def prepare_purge(served: Served, client: Raw, nblocks: int) -> tuple[bytes, bytes]:
+    """Have so many blocks that only a snapshot needs; return what it and the running point hold."""
+    old, new = random.Random(1).randbytes(nblocks * BLOCK), random.Random(2).randbytes(nblocks * BLOCK)
+    assert client.write(0, old) == 0
+    served.tool("snapshot", "create", served.image, "monday")
+    assert client.write(0, new, flags=Flag.FUA) == 0
+    return old, new
+
+
+def require_states(served: Served, client: Raw, old: bytes, new: bytes) -> None:
+    assert client.read(0, len(new)) == new
+    with Raw(served.socket) as reader:
+        reader.go("vm1@monday")
+        assert reader.read(0, len(old)) == old
+
+
+def test_a_purge_into_a_full_mass_store_ends_and_service_goes_on(tmp_path: Path) -> None:
+    """The fifth state of 8 MiB does not fit any more into what the server may write of a file."""
+    served = Served(tmp_path)
+    try:
+        served.create(size="32M", region="16M")
+        served.start()
+        assert served.process is not None
+        before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (36 * MIB, resource.RLIM_INFINITY))
+        client, _ = write_rounds(served, 4, 8 * MIB, purge=True)
+        held = random.Random(9).randbytes(8 * MIB)
+        assert client.write(0, held, flags=Flag.FUA) == 0
+        served.tool("snapshot", "create", served.image, "s4")
+        assert client.write(0, bytes(8 * MIB), flags=Flag.FUA) == 0
+        assert "disk.mass" in served.tool("purge", served.image, "--mode", "virtblock", code=5)
+        with Raw(served.socket) as reader:
+            reader.go("vm1@s4")
+            assert reader.read(0, len(held)) == held
+        assert client.write(12 * MIB, b"goes on", flags=Flag.FUA) == 0
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, before)
+        assert served.json("purge", served.image, "--mode", "virtblock")["blocks_purged"]
+        require_all(served, client, {0: bytes(MIB)}, 4, 8 * MIB)
+    finally:
+        served.end()
+
+
+def test_nothing_is_purged_into_a_mass_store_that_was_deleted(served: Served) -> None:
+    """Its contents would go with the server; what is in NVM stays there."""
+    with Raw(served.socket) as client:
+        client.go()
+        old, new = prepare_purge(served, client, 512)
+        served.mass.rename(served.folder / "away")
+        (served.folder / "away").unlink()
+        assert "was deleted" in served.tool("purge", served.image, "--mode", "virtblock", code=7)
+        require_states(served, client, old, new)
+        assert client.write(20 * MIB, b"goes on", flags=Flag.FUA) == 0
+
+
 def fill(client: Raw, size: int) -> dict[int, bytes]:
     """Write 256 KiB here and there until there is no room; return what was completed."""
     done: dict[int, bytes] = {}
@@ -114,7 +168,7 @@ def test_a_full_device_fails_writes_with_enospc_and_loses_nothing(tmp_path: Path
         served.end()
 
 
-def write_rounds(served: Served, rounds: int, each: int) -> tuple[Raw, dict[int, bytes]]:
+def write_rounds(served: Served, rounds: int, each: int, *, purge: bool = False) -> tuple[Raw, dict[int, bytes]]:
     """Overwrite a region again and again, with a snapshot after each round."""
     client = Raw(served.socket)
     client.go()
@@ -128,6 +182,8 @@ def write_rounds(served: Served, rounds: int, each: int) -> tuple[Raw, dict[int,
             held[start] = data
         assert client.ask(Command.FLUSH) == 0
         served.tool("snapshot", "create", served.image, f"s{number}")
+        if purge and number:
+            served.tool("purge", served.image, "--mode", "virtblock")
     return client, held
 
 
