@@ -20,6 +20,7 @@ import host_rows
 import image_rows
 import numpy as np
 import sched_rows
+import serve_rows
 import swap_rows
 from measure import REPOSITORY, Row
 
@@ -28,6 +29,7 @@ FAMILIES: list[tuple[Callable[[Path], Any], dict[str, Callable[[Any], Row]]]] = 
     (image_rows.ImageRows, image_rows.ROWS),
     (swap_rows.SwapRows, swap_rows.ROWS),
     (host_rows.HostRows, host_rows.ROWS),
+    (serve_rows.ServeRows, serve_rows.ROWS),
     (sched_rows.SchedRows, sched_rows.ROWS),
 ]
 

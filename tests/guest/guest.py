@@ -75,9 +75,10 @@ class Guest:
         without: str = "",
         extra: tuple[str, ...] = (),
     ) -> None:
-        """Describe a guest; see work.c for `work`. Its memory is anonymous unless `memory_file` names a file, which is made.
+        """Describe a guest; see work.c for `work`, or "shell" for one that does what `shell` says.
 
-        `disk` is mounted read-only on /data (`make_disk`). `without` names a driver that is not loaded, for example virtio_balloon.
+        Its memory is anonymous unless `memory_file` names a file, which is made. `disk` is mounted read-only on /data (`make_disk`).
+        `without` names a driver that is not loaded, for example virtio_balloon.
         """
         self.work = work
         self.memory_bytes = memory_mib * MIB
@@ -146,6 +147,13 @@ class Guest:
         answer = self._ask("meminfo", re.compile(r"MemTotal:.*?end meminfo", re.DOTALL))
         return {name: int(value) << 10 for name, value in re.findall(r"^(\S+): +(\d+) kB$", answer[0], re.MULTILINE)}
 
+    def shell(self, script: str, seconds: float = ANSWER_SECONDS) -> str:
+        """Run a line of a script in a guest with `work="shell"` and return what it prints; raises GuestError when it fails."""
+        answer = self._ask(f'{{ {script}; }} 2>&1; echo "status=$?="', re.compile(r"^(.*?)status=(\d+)=", re.DOTALL), seconds)
+        if answer[2] != "0":
+            raise GuestError(f"{script}: exit status {answer[2]}: {answer[1]}")
+        return answer[1]
+
     def dump(self, path: Path) -> None:
         """Write the guest's memory to a raw file, as it was at one moment: the guest stands still meanwhile."""
         with self.control() as ask:
@@ -213,10 +221,10 @@ class Guest:
             parts += ["-device", f"virtserialport,chardev=meminfo,name={MEMINFO_PORT}"]
         return parts
 
-    def _ask(self, line: str, wanted: re.Pattern[str]) -> re.Match[str]:
+    def _ask(self, line: str, wanted: re.Pattern[str], seconds: float = ANSWER_SECONDS) -> re.Match[str]:
         answer = ""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_SECONDS)
+            connection.settimeout(seconds)
             connection.connect(str(self.folder / "console"))
             connection.sendall(line.encode() + b"\n")
             while (found := wanted.search(answer)) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,12 +15,14 @@ from .kernel import CACHE, Kernel
 HERE = Path(__file__).parent
 SOURCES = ("init", "meminfo", "work.c")
 BUSYBOX = Path("/bin/busybox")
+# Busybox makes no ext4.
+MKE2FS = Path("/sbin/mke2fs")
 
 
 def build_initramfs(kernel: Kernel) -> Path:
     """Return the packed file system for a kernel, from the cache when nothing it is made of has changed."""
     key = hashlib.sha256()
-    for path in (*(HERE / name for name in SOURCES), BUSYBOX, *kernel.modules):
+    for path in (*(HERE / name for name in SOURCES), BUSYBOX, *_program(MKE2FS), *kernel.modules):
         key.update(path.name.encode() + path.read_bytes())
     packed = CACHE / f"initramfs-{key.hexdigest()[:16]}.cpio"
     if not packed.exists():
@@ -33,6 +36,14 @@ def build_initramfs(kernel: Kernel) -> Path:
     return packed
 
 
+def _program(path: Path) -> list[Path]:
+    """Return a program and the libraries that it loads; nothing where it is not installed."""
+    if not path.exists():
+        return []
+    listed = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=True).stdout
+    return [path, *map(Path, re.findall(r"/\S+\.so\S*", listed))]
+
+
 def _fill(folder: Path, kernel: Kernel) -> None:
     (folder / "bin").mkdir(parents=True)
     (folder / "modules").mkdir()
@@ -42,6 +53,10 @@ def _fill(folder: Path, kernel: Kernel) -> None:
     shutil.copy(HERE / "meminfo", folder / "meminfo")
     shutil.copy(HERE / "init", folder / "init")
     (folder / "init").chmod(0o755)
+    for path in _program(MKE2FS):
+        place = folder / path.relative_to("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
     for module in kernel.modules:
         shutil.copy(module, folder / "modules")
     (folder / "modules" / "order").write_text("".join(f"{module.stem}\n" for module in kernel.modules))
