@@ -143,6 +143,8 @@ class Client:
     def own(self) -> None:
         """Copy what is still to be sent: blocks of the image may be written again from now on."""
         self.unsent = [bytes(each) if isinstance(each, memoryview) else each for each in self.unsent]
+        if self.session is not None:  # a trim that came with reads is done when these have their answers
+            self.session.out[:] = [bytes(each) if isinstance(each, memoryview) else each for each in self.session.out]
 
     @property
     def wants(self) -> int:
@@ -376,8 +378,7 @@ class NbdServer:
 
     def _own_unsent(self) -> None:
         for client in self.clients.values():
-            if client.unsent:
-                client.own()
+            client.own()
 
 
 def _tune(connection: socket.socket) -> None:
