@@ -18,7 +18,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo guest-kernel test check bench crash fuzz faults crash-long kills-swap kills-host demo-host demo-guests clean
+.PHONY: help install demo guest-kernel test check bench crash fuzz fuzz-nbd faults crash-long kills-swap kills-host demo-host demo-guests clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench: $(READY) ## measure, side by side with qemu-img where it is installed
 
 fuzz: $(READY) ## damage every bit, field and structure of small images (SEED=, BITS=64 for every bit of words that are 0 too)
 	$(BIN)/python -m tests.damage.fuzz $(if $(SEED),--seed $(SEED)) $(if $(BITS),--bits $(BITS))
+
+fuzz-nbd: $(READY) ## hostile clients of the NBD server, for SECONDS (60) beside one that verifies its data (SEED=)
+	$(BIN)/python -m tests.live.nbd_fuzz '$(SEED)' $(or $(SECONDS),60)
 
 faults: $(READY) ## fail and kill system calls of every command that changes something (SEED=, MOST=1000 for each of them)
 	$(BIN)/python -m tests.faults.run $(if $(SEED),--seed $(SEED)) $(if $(MOST),--most $(MOST))

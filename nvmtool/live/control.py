@@ -194,12 +194,15 @@ class Control:
                 self._jobs.turns.cancel("interrupted")
 
     def _begin(self, fd: int, message: bytes) -> None:
+        from ..region.operations import require_sound  # a command that finds a server needs none of it
+
         job = self._jobs_of[fd] = Job("", {}, self._callers[fd], self._finished.put)
         try:
             request = json.loads(message)
             job.operation, job.arguments = str(request["operation"]), dict(request["arguments"])
-        except (ValueError, KeyError, TypeError) as error:
-            job.error = UsageError(f"not a request: {error}")
+            require_sound(job.operation, job.arguments)
+        except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+            job.error = error if isinstance(error, UsageError) else UsageError(f"not a request: {error}")
             job.finish()
             return
         self._jobs.add(job)

@@ -1,12 +1,14 @@
 """The NBD server: an event loop that reads what all clients sent, serves it in batches, and answers each with one `sendmsg`.
 
 A client can harm nobody else: what it may send is bounded, what it does not take is kept and nothing more is read from it, and what is
-no NBD drops that client alone.
+no NBD drops that client alone. Memory for requests that are larger than usual, and for answers that nobody takes, is bounded for all
+clients together (`nbd_memory`).
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import select
 import socket
 import time
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import BusyError, NvmtoolError
 from . import nbd_protocol as nbd
 from .nbd_handshake import Handshake, ProtocolError
+from .nbd_memory import LargeRequests, Untaken
 from .nbd_session import Session
 
 if TYPE_CHECKING:
@@ -66,12 +69,13 @@ class Client:
         # It sends nothing more.
         self.at_end = False
         self.mask = select.EPOLLIN
-        self._buffer = memoryview(bytearray(_LEAST_ROOM))
+        self._buffer = _fresh(_LEAST_ROOM)
         self._start = self._end = 0
 
     def receive(self) -> None:
         """Read what there is, and serve it; raises ProtocolError or OSError."""
-        self._make_room()
+        if not self._make_room():
+            return
         while True:
             room = len(self._buffer) - self._end
             try:
@@ -106,6 +110,9 @@ class Client:
                 self.unsent, session.out = session.out, []
         if self._start == self._end:
             self._start = self._end = 0
+        if len(self._buffer) > _BUFFER_BYTES and session is not None and not session.held and self._missing <= _BUFFER_BYTES:
+            self._buffer = self._moved(_BUFFER_BYTES)
+            self.server.large.give_back(self)
 
     def collect(self) -> None:
         """Take over what the session has for the client."""
@@ -136,13 +143,16 @@ class Client:
     def own(self) -> None:
         """Copy what is still to be sent: blocks of the image may be written again from now on."""
         self.unsent = [bytes(each) if isinstance(each, memoryview) else each for each in self.unsent]
+        if self.session is not None:  # a trim that came with reads is done when these have their answers
+            self.session.out[:] = [bytes(each) if isinstance(each, memoryview) else each for each in self.session.out]
 
     @property
     def wants(self) -> int:
         """What this client waits for: to send, or to be sent to."""
         mask = select.EPOLLOUT if self.unsent else 0
         session = self.session
-        if not self.at_end and not self.unsent and (session is None or not session.is_blocked):
+        may_send = not self.unsent and not self.server.large.is_waiting(self)
+        if may_send and not self.at_end and (session is None or not session.is_blocked):
             mask |= select.EPOLLIN
         return mask
 
@@ -150,7 +160,9 @@ class Client:
     def has_requests(self) -> bool:
         """Whether whole requests that were received already can be served now."""
         session = self.session
-        if session is None or session.is_blocked or self.unsent:
+        if session is None:
+            return self.handshake is not None and self.handshake.is_paused and not self.unsent
+        if session.is_blocked or self.unsent:
             return False
         data = self._buffer[self._start : self._end]
         return len(data) >= nbd.REQUEST.size and len(data) >= session.missing(data)
@@ -166,26 +178,32 @@ class Client:
         ending = self.at_end or (self.session is not None and self.session.closing)
         return ending and not self.unsent and not self.is_owed
 
-    def _make_room(self) -> None:
-        """Have room for the rest of the request that has begun to come in, and then some."""
+    @property
+    def _missing(self) -> int:
+        """How many bytes the request that has begun to come in, or any, takes of the buffer."""
         used = self._end - self._start
-        wanted = _LEAST_ROOM
-        if self.session is not None and used:
-            wanted = max(self.session.missing(self._buffer[self._start : self._end]) - used, wanted)
-        if self._end + wanted <= len(self._buffer):
-            return
-        if used + wanted > len(self._buffer):
-            # Grown as the data come in: who only says that much will come gets no memory for it.
-            self._buffer = self._moved(max(min(used * 2, used + wanted), _LEAST_ROOM * 2))
-        elif len(self._buffer) > _BUFFER_BYTES and used + wanted <= _BUFFER_BYTES:
-            self._buffer = self._moved(_BUFFER_BYTES)
-        elif self._end == len(self._buffer) or self._start:
+        if self.session is None or not used:
+            return used + _LEAST_ROOM
+        return max(self.session.missing(self._buffer[self._start : self._end]), used + _LEAST_ROOM)
+
+    def _make_room(self) -> bool:
+        """Have room for the rest of the request that has begun to come in, and then some; False while others have all there is."""
+        size = self._missing
+        if self._start + size <= len(self._buffer):
+            return True
+        if size > len(self._buffer):
+            if size > _BUFFER_BYTES and not self.server.large.take(self):
+                return False
+            self._buffer = self._moved(max(size, _LEAST_ROOM * 2))
+        else:
+            used = self._end - self._start
             self._buffer[:used] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, used
+        return True
 
     def _moved(self, size: int) -> memoryview:
         used = self._end - self._start
-        fresh = memoryview(bytearray(max(size, used)))
+        fresh = _fresh(max(size, used))
         fresh[:used] = self._buffer[self._start : self._end]
         self._start, self._end = 0, used
         return fresh
@@ -206,6 +224,8 @@ class NbdServer:
         self.clients: dict[int, Client] = {}
         # Requests so far, of all clients.
         self.served = 0
+        self.large: LargeRequests[Client] = LargeRequests(self._wait_for)
+        self._untaken: Untaken[Client] = Untaken()
         self._owed: set[Client] = set()
         self._next_look = self._deaf_until = 0.0
         self._listener = listener
@@ -291,6 +311,12 @@ class NbdServer:
             return
         if client.is_owed:
             self._owed.add(client)
+        self._wait_for(client)
+        for late in self._untaken.note(client, sum(map(len, client.unsent))):
+            self.report("client dropped: it takes no answers, and too many wait for the memory")
+            self._drop(late)
+
+    def _wait_for(self, client: Client) -> None:
         wanted = client.wants
         if wanted != client.mask:
             self.loop.modify(client.fd, wanted)
@@ -336,6 +362,10 @@ class NbdServer:
             self._next_look = now + 1.0
             for client in [each for each in self.clients.values() if each.session is None and each.deadline < now]:
                 self._drop(client)
+            for client in self.large.overdue(now):
+                if client.session is not None and not client.session.held:
+                    self.report("client dropped: its request does not come to an end, and others wait for the memory")
+                    self._drop(client)
 
     def _drop(self, client: Client) -> None:
         if self.clients.get(client.fd) is client:
@@ -343,11 +373,12 @@ class NbdServer:
             self.loop.unregister(client.fd)
             client.socket.close()
             self._owed.discard(client)
+            self._untaken.forget(client)
+            self.large.give_back(client)
 
     def _own_unsent(self) -> None:
         for client in self.clients.values():
-            if client.unsent:
-                client.own()
+            client.own()
 
 
 def _tune(connection: socket.socket) -> None:
@@ -359,3 +390,8 @@ def _tune(connection: socket.socket) -> None:
         except OSError:  # only root may have more than the system's limit
             with suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BYTES)
+
+
+def _fresh(size: int) -> memoryview:
+    """Return room that takes memory only as far as something is put into it."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

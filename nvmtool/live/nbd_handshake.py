@@ -23,6 +23,10 @@ PREFERRED_BLOCK = 4096
 # An option's data: an export name, and a few context names or info types.
 _MOST_OPTION_BYTES = 64 << 10
 _MOST_QUERIES = 64
+# LIST is answered with far more than it is asked with.
+_ENOUGH_ANSWER_BYTES = 64 << 10
+# A plain number: the inverse of a flag of an enum knows none of the bits that have no name.
+_KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
 
 class ProtocolError(Exception):
@@ -38,6 +42,8 @@ class Handshake:
         self.answer = bytearray(nbd.GREETING.pack(nbd.NBD_MAGIC, nbd.OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES))
         self.export: Export | None = None
         self.aborted = False
+        # Options wait until the answer has been taken.
+        self.is_paused = False
         self.structured = False
         # The id that base:allocation has for this client, 0 until it asks for it, and the export that it asked for.
         self.context_id = 0
@@ -48,6 +54,7 @@ class Handshake:
     def feed(self, data: memoryview) -> int:
         """Take what is whole of the data, and return how many bytes that was; raises ProtocolError."""
         done = 0
+        self.is_paused = False
         while self.export is None and not self.aborted:
             rest = data[done:]
             if self._flags is None:
@@ -65,12 +72,15 @@ class Handshake:
                 raise ProtocolError(f"option {option} of {length} bytes")
             if len(rest) < nbd.OPTION.size + length:
                 break
+            if len(self.answer) > _ENOUGH_ANSWER_BYTES:
+                self.is_paused = True
+                break
             self._take_option(option, bytes(rest[nbd.OPTION.size : nbd.OPTION.size + length]))
             done += nbd.OPTION.size + length
         return done
 
     def _take_flags(self, flags: int) -> None:
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~_KNOWN_FLAGS:
             raise ProtocolError(f"client flags 0x{flags:x}")
         self._flags = flags
 
@@ -166,6 +176,9 @@ class Handshake:
         return None
 
     def _contexts(self, option: int, data: bytes) -> None:
+        listing = option == Option.LIST_META_CONTEXT
+        if not listing:  # whatever comes of it, it replaces what was selected before
+            self.context_id = 0
         try:
             raw, rest = _take_string(data)
             (count,) = nbd.LENGTH.unpack_from(rest)
@@ -185,7 +198,6 @@ class Handshake:
         export = self._find(option, name)
         if export is None:
             return
-        listing = option == Option.LIST_META_CONTEXT
         asked = nbd.BASE_ALLOCATION in queries or (listing and (not queries or "base:" in queries))
         if not listing:
             self.context_id, self._context_export = int(asked), export.name

@@ -30,6 +30,7 @@ CHUNK = struct.Struct(">IHHQI")
 CHUNK_OFFSET = struct.Struct(">IHHQIQ")
 CHUNK_HOLE = struct.Struct(">IHHQIQI")
 CHUNK_ERROR = struct.Struct(">IHHQIIH")
+ERROR_AT = struct.Struct(">Q")
 EXTENT = struct.Struct(">II")
 
 assert (REQUEST.size, SIMPLE_REPLY.size, CHUNK.size) == (28, 16, 20)
@@ -129,6 +130,7 @@ class Chunk(IntEnum):
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
     ERROR = 32769
+    ERROR_OFFSET = 32770
 
 
 DONE = 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import BusyError, NoSpaceError, NvmtoolError, RefusedError, UsageError
 from ..region.access import ZEROS
 from . import nbd_protocol as nbd
-from .nbd_handshake import ProtocolError
+from .nbd_handshake import PREFERRED_BLOCK, ProtocolError
 from .nbd_protocol import Chunk, Command, Error, Flag
 
 if TYPE_CHECKING:
@@ -29,16 +29,21 @@ _MOST_REQUESTS = 1024
 _MOST_REPLY_BYTES = 8 << 20
 _MOST_JOBS = 16
 _PIECE_BYTES = 64 << 20
+# Of zeroes that are written, which takes longer than to make holes.
+_WRITTEN_PIECE_BYTES = 4 << 20
 _MOST_EXTENTS = 1024
 _MOST_ERROR_BYTES = 1024
 _READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
-_ALLOWED: dict[int, Flag] = {
-    Command.READ: Flag.DF,
-    Command.WRITE: Flag.FUA,
-    Command.FLUSH: Flag(0),
-    Command.TRIM: Flag.FUA,
-    Command.WRITE_ZEROES: Flag.FUA | Flag.NO_HOLE | Flag.FAST_ZERO,
-    Command.BLOCK_STATUS: Flag.REQ_ONE,
+_FUA = int(Flag.FUA)
+# What a request may carry; FUA the protocol wants accepted everywhere. Plain numbers: the inverse of a flag of an enum knows none of the
+# bits that have no name.
+_ALLOWED: dict[int, int] = {
+    Command.READ: int(Flag.FUA | Flag.DF),
+    Command.WRITE: _FUA,
+    Command.FLUSH: _FUA,
+    Command.TRIM: _FUA,
+    Command.WRITE_ZEROES: int(Flag.FUA | Flag.NO_HOLE | Flag.FAST_ZERO),
+    Command.BLOCK_STATUS: int(Flag.FUA | Flag.REQ_ONE),
 }
 _DONE = object()
 _OK = nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_MAGIC, 0, 0)[:8]
@@ -168,12 +173,27 @@ class Session:
 
     def _failed_read(self, cookie: int, offset: int, length: int, answer: Answer) -> None:
         assert isinstance(answer, NvmtoolError)
-        self._fail(cookie, answer, f"read of {length} bytes at {offset}", structured=self._structured)
+        if isinstance(answer, UsageError):  # past the end
+            self._refuse(cookie, Error.EINVAL, str(answer), structured=self._structured)
+            return
+        at = self._find_unreadable(offset, length)
+        self._fail(cookie, answer, f"read of {length} bytes at {offset} fails at {at}", structured=self._structured, at=at)
+
+    def _find_unreadable(self, offset: int, length: int) -> int:
+        """Return where in a range that cannot be read the first block is that cannot; each other block is read once at most."""
+        good, end = offset, offset + length
+        while (middle := (good + end) // 2 // PREFERRED_BLOCK * PREFERRED_BLOCK) > good or (middle := middle + PREFERRED_BLOCK) < end:
+            (answer,) = self.export.read([(good, middle - good)])
+            if isinstance(answer, NvmtoolError):
+                end = middle
+            else:
+                good = middle
+        return good
 
     def _write(self, writes: list[tuple[int, int, int, memoryview]]) -> None:
         fine = []
         for write in writes:
-            if write[1] & ~Flag.FUA or not write[3]:
+            if write[1] & ~_FUA or not write[3]:
                 self._refuse(write[0], Error.EINVAL)
             else:
                 fine.append(write)
@@ -181,7 +201,7 @@ class Session:
         done = bytearray()
         for write, answer in zip(fine, answers, strict=True):
             if answer is None:
-                if write[1] & Flag.FUA:
+                if write[1] & _FUA:
                     self.flushes.append(write[0])
                 else:
                     done += _OK + write[0].to_bytes(8, "big")
@@ -206,9 +226,9 @@ class Session:
         elif command == Command.FLUSH:
             self.flushes.append(cookie)
         elif command == _READ:
-            if length > nbd.MAX_PAYLOAD or not self._structured:
+            if length > nbd.MAX_PAYLOAD or (flags & Flag.DF and not self._structured):
                 self._refuse(cookie, Error.EINVAL, structured=structured)
-            else:  # DF: every answer here is one chunk
+            else:  # FUA has no effect, and DF none either: every answer here is one chunk
                 self._read([(cookie, offset, length)])
         elif command == Command.BLOCK_STATUS:
             self._block_status(flags, cookie, offset, length)
@@ -226,7 +246,7 @@ class Session:
             self.jobs.append(job)
 
     def _trim(self, cookie: int, offset: int, length: int) -> Generator[None, None, None]:
-        yield from self._in_pieces(cookie, "trim", self.export.trim, offset, length)
+        yield from self._in_pieces(cookie, "trim", self.export.trim, offset, length, _PIECE_BYTES)
 
     def _zero(self, flags: int, cookie: int, offset: int, length: int) -> Generator[None, None, None]:
         keep = bool(flags & Flag.NO_HOLE)
@@ -234,14 +254,15 @@ class Session:
         def zero(start: int, size: int) -> None:
             self.export.write_zeroes(start, size, keep_allocated=keep)
 
-        yield from self._in_pieces(cookie, "zeroes", zero, offset, length, durable=bool(flags & Flag.FUA))
+        piece = _WRITTEN_PIECE_BYTES if keep else _PIECE_BYTES
+        yield from self._in_pieces(cookie, "zeroes", zero, offset, length, piece, durable=bool(flags & Flag.FUA))
 
     def _in_pieces(
-        self, cookie: int, name: str, action: Callable[[int, int], None], offset: int, length: int, *, durable: bool = False
+        self, cookie: int, name: str, action: Callable[[int, int], None], offset: int, length: int, piece: int, *, durable: bool = False
     ) -> Generator[None, None, None]:
         position, end = offset, offset + length
         while position < end:
-            stop = min((position // _PIECE_BYTES + 1) * _PIECE_BYTES, end)
+            stop = min((position // piece + 1) * piece, end)
             try:
                 action(position, stop - position)
             except BusyError:
@@ -285,19 +306,21 @@ class Session:
         else:
             self._fail(cookie, error, "flush")
 
-    def _fail(self, cookie: int, error: NvmtoolError, what: str, *, structured: bool = False) -> None:
+    def _fail(self, cookie: int, error: NvmtoolError, what: str, *, structured: bool = False, at: int | None = None) -> None:
         """Answer with an error; what is no fault of the client's is reported."""
         code = _error_of(error)
         if code == Error.EIO:
             self._report(f"{self.export.name}: {what}: {error}")
-        self._refuse(cookie, code, str(error), structured=structured)
+        self._refuse(cookie, code, str(error), structured=structured, at=at)
 
-    def _refuse(self, cookie: int, code: Error, text: str = "", *, structured: bool = False) -> None:
+    def _refuse(self, cookie: int, code: Error, text: str = "", *, structured: bool = False, at: int | None = None) -> None:
         if not structured:
             self.out.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_MAGIC, code, cookie))
             return
         said = text.encode()[:_MOST_ERROR_BYTES]
-        self.out.append(nbd.CHUNK_ERROR.pack(nbd.CHUNK_MAGIC, nbd.DONE, Chunk.ERROR, cookie, 6 + len(said), code, len(said)) + said)
+        kind, where = (Chunk.ERROR, b"") if at is None else (Chunk.ERROR_OFFSET, nbd.ERROR_AT.pack(at))
+        length = 6 + len(said) + len(where)
+        self.out.append(nbd.CHUNK_ERROR.pack(nbd.CHUNK_MAGIC, nbd.DONE, kind, cookie, length, code, len(said)) + said + where)
 
 
 def _error_of(error: NvmtoolError) -> Error:

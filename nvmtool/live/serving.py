@@ -83,7 +83,9 @@ class Serving:
         self.device, self.offer = device, offer
         self._report, self._reported = report, dict[str, float]()
         self.access = Access(device)
-        self.find_export(offer.region or "")
+        # All of several regions are offered together; what is named, or the only one, must be there.
+        if len(device.regions()) < 2 or (offer.region, offer.snapshot) != (None, None):
+            self.find_export(offer.region or "")
         self.loop = Loop()
         self.nbd: NbdServer | None = None
         self._switch_before = sys.getswitchinterval()

@@ -135,6 +135,9 @@ class MassStore:
             except OSError as error:
                 self._dead = True
                 raise StorageError(f"{self.path}: flush failed: {error.strerror}") from error
+            status = os.fstat(self._fd)
+            if status.st_nlink == 0 and stat.S_ISREG(status.st_mode):  # and with the last descriptor go the contents
+                raise StorageError(f"{self.path}: was deleted while it was in use")
 
     def read(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """Return the slots' contents, shape (n, 4096), each proven by its CRC-32C; raises DamagedError."""

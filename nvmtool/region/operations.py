@@ -23,15 +23,35 @@ if TYPE_CHECKING:
 
 def run_operation(device: Device, name: str, arguments: Mapping[str, Any], progress: Progress = None, *, dry_run: bool = False) -> Facts:
     """Run one of OPERATIONS on an open device and return the facts; raises UsageError for what is none, and the operation's own."""
+    require_sound(name, arguments)
+    return OPERATIONS[name](device, **arguments, progress=progress, dry_run=dry_run)
+
+
+def require_sound(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for what is no operation, and for arguments that it does not have or that are of another kind.
+
+    A server gets them from another process, perhaps of another version.
+    """
     operation = OPERATIONS.get(name)
     if operation is None:
         raise UsageError(f"no operation {name!r}")
-    options = {"progress": progress, "dry_run": dry_run}
+    signature = inspect.signature(operation)
     try:
-        inspect.signature(operation).bind(device, **arguments, **options)
+        signature.bind(None, **arguments, progress=None, dry_run=False)
     except TypeError as error:
         raise UsageError(f"{name}: {error}") from error
-    return operation(device, **arguments, **options)
+    for argument, value in arguments.items():
+        kind, _, optional = str(signature.parameters[argument].annotation).partition(" | ")
+        if not (value is None and optional) and not _KINDS[kind](value):
+            raise UsageError(f"{name}: {argument} cannot be {value!r:.100}")
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "Sequence[str]": lambda value: isinstance(value, list | tuple) and all(isinstance(each, str) for each in value),
+    "int": lambda value: type(value) is int and 0 <= value < 1 << 63,
+    "float": lambda value: type(value) in (int, float) and 0 <= value < 1e18,
+}
 
 
 def _snapshot_create(device: Device, *, region: str | None, names: Sequence[str], progress: Progress, dry_run: bool) -> Facts:
