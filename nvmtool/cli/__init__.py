@@ -26,6 +26,7 @@ COMMANDS = {
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
     "serve": ("serve", "Export regions and snapshots as block devices over NBD."),
+    "mount": ("mount", "Mount regions and snapshots as files."),
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),
     "defrag": ("defrag", "Move a swap file's pages together and give back what is empty."),
     "reservation": ("reservation", "Create, show, resize and check reservations of swap files."),

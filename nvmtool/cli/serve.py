@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import click
 
 from ..errors import UsageError
-from ..live.serving import Offer, require_loopback, serve
+from ..live.nbd_serving import Place, require_loopback, serve
+from ..live.serving import Offer
 from ..stopping import stop_on_signals
-from ..text import count_of, printable
+from ..text import count_of
 from .options import debug_option, example, image_argument, mass_option
 from .params import PERCENT
+from .ready import announce, report_line
 
 
 @click.command(
@@ -68,31 +65,11 @@ def serve_command(
         raise UsageError("--socket and --port do not go together")
     if address is not None:
         require_loopback(address)
-    offer = Offer(image, mass, region, snapshot, socket_path, port, insecure_address or address or "127.0.0.1", auto_purge)
+    offer = Offer(image, mass, region, snapshot, auto_purge)
+    place = Place(image, socket_path, port, insecure_address or address or "127.0.0.1")
 
     def ready(facts: Mapping[str, Any]) -> None:
-        line = (
-            json.dumps({"ready": True, **facts})
-            if as_json
-            else f"ready: {image}: {count_of(len(facts['exports']), 'export')} at {facts['uri']}"
-        )
-        sys.stdout.write(printable(line) + "\n")
-        sys.stdout.flush()
-        _notify("READY=1")
+        announce(f"{image}: {count_of(len(facts['exports']), 'export')} at {facts['uri']}", facts, as_json=as_json)
 
     with stop_on_signals() as stop:
-        serve(offer, stop=stop, ready=ready, report=_report)
-
-
-def _report(line: str) -> None:
-    with suppress(OSError):  # nobody to tell
-        click.echo("nvmtool: " + printable(" ".join(line.split())), err=True)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, if it asked to be told."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(state.encode())
+        serve(offer, place, stop=stop, ready=ready, report=report_line)

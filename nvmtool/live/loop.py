@@ -24,6 +24,11 @@ class Loop:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.register(self._wake_fd, lambda _: os.eventfd_read(self._wake_fd))
 
+    @property
+    def fd(self) -> int:
+        """The descriptor that is ready when a handler is to be called: for whoever waits for other things too."""
+        return self._epoll.fileno()
+
     def register(self, fd: int, handler: Callable[[int], object], mask: int = select.EPOLLIN) -> None:
         """Call the handler with what happened whenever the descriptor is ready."""
         self._handlers[fd] = handler

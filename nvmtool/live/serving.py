@@ -1,25 +1,20 @@
-"""A process that serves an image: the device, the event loop, the NBD server, management, and what it does by itself."""
+"""A process that serves an image: the device, the event loop, management, and what it does by itself; clients come through a front end."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import stat
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import BusyError, ExistsError, NotFoundError, NvmtoolError, RefusedError, StorageError, UsageError
+from ..errors import BusyError, NotFoundError, NvmtoolError
 from ..region.access import Access, Export
 from ..region.device import Device
 from ..region.operations import run_operation
 from .control import Control, Job, Jobs
 from .loop import Loop
-from .nbd import NbdServer
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -30,8 +25,6 @@ if TYPE_CHECKING:
 
     Facts = dict[str, Any]
 
-_BACKLOG = 128
-_SUN_PATH_BYTES = 107
 # Flushed by the server itself: that many blocks, or what has waited so long.
 _MOST_PENDING = 16384
 _LONGEST_PENDING = 1.0
@@ -44,42 +37,50 @@ _SWITCH_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Offer:
-    """What is served, and where. With neither port nor socket path, the socket is beside the image."""
+    """What is served of an image: everything, or one region, or one snapshot."""
 
     image: str
     mass: str | None = None
     region: str | None = None
     snapshot: str | None = None
-    socket: str | None = None
-    port: int | None = None
-    address: str = "127.0.0.1"
     auto_purge: float | None = None
 
 
-def serve(offer: Offer, *, stop: Stop, ready: Callable[[Facts], None], report: Callable[[str], None]) -> None:
-    """Serve until `stop` is asked; `ready` is called once clients can connect, `report` with what the log should know.
+class FrontEnd(Protocol):
+    """What clients talk to: the NBD server, or the mount."""
 
-    Everything is flushed at the end. Raises BusyError, NotFoundError, UsageError, or what the device raises.
-    """
-    with ExitStack() as stack:
-        device = stack.enter_context(Device.open(offer.image, writable=True, mass=offer.mass))
+    # Requests so far, of all clients.
+    served: int
+
+    @property
+    def has_held(self) -> bool:
+        """Whether writes wait for space, or for a reader."""
+
+    def users_of(self, region: str, snapshot: str | None = None) -> int:
+        """Return how many clients have a region's running point or a snapshot; with "*" any state of the region."""
+
+    def close(self) -> None:
+        """Drop all clients."""
+
+
+@contextmanager
+def serving_of(offer: Offer, report: Callable[[str], None]) -> Iterator[Serving]:
+    """Open an image to serve it; everything is flushed at the end. Raises BusyError, NotFoundError, or what the device raises."""
+    with Device.open(offer.image, writable=True, mass=offer.mass) as device:
         device.evict_readers_after(_READERS_WAIT_SECONDS)
         device.store.stay_cached()
         serving = Serving(device, offer, report)
-        stack.callback(serving.close)
-        listener, where = _listen(offer)
-        stack.callback(_remove_socket, listener, offer)
-        serving.listen(listener)
-        stop.on_ask(serving.loop.wake)
-        ready({"image": offer.image, **where, "exports": serving.names()})
-        serving.run(stop)
+        try:
+            yield serving
+        finally:
+            serving.close()
 
 
 class Serving:
     """An open device that is being served; the parts, and who may do what when."""
 
     def __init__(self, device: Device, offer: Offer, report: Callable[[str], None]) -> None:
-        """Set up all but the listening socket; raises NotFoundError or UsageError for what cannot be offered."""
+        """Set up all but the front end, which is whoever sets `front`; raises NotFoundError or UsageError for what cannot be offered."""
         self.device, self.offer = device, offer
         self._report, self._reported = report, dict[str, float]()
         self.access = Access(device)
@@ -87,10 +88,10 @@ class Serving:
         if len(device.regions()) < 2 or (offer.region, offer.snapshot) != (None, None):
             self.find_export(offer.region or "")
         self.loop = Loop()
-        self.nbd: NbdServer | None = None
+        self.front: FrontEnd | None = None
         self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
-        self.turns = Turns(self.loop, device, lambda: self.nbd.served if self.nbd is not None else 0)
+        self.turns = Turns(self.loop, device, lambda: self.front.served if self.front is not None else 0)
         self.jobs = Jobs(self.turns, self._run, self.loop)
         try:
             self.control = Control(self.loop, self.jobs, device.path)
@@ -103,22 +104,23 @@ class Serving:
         if offer.auto_purge is not None:
             self.loop.after_turn.append(self._purge_by_itself)
 
-    def listen(self, listener: socket.socket) -> None:
-        """Take clients from now on."""
-        self.nbd = NbdServer(self.loop, self, listener, self.report)
-
     def run(self, stop: Stop) -> None:
         """Serve until told to stop."""
         sleep = 0.0
         while not stop.reason:
-            sleep = self.loop.turn(sleep)
-            if self.jobs.failure is not None:
-                raise self.jobs.failure
+            sleep = self.turn(sleep)
+
+    def turn(self, sleep: float) -> float:
+        """Handle what is ready, after at most so many seconds, and return how long the next turn may sleep."""
+        sleep = self.loop.turn(sleep)
+        if self.jobs.failure is not None:
+            raise self.jobs.failure
+        return sleep
 
     def close(self) -> None:
         """End jobs and connections; the device stays open, and unflushed."""
-        if self.nbd is not None:
-            self.nbd.close()
+        if self.front is not None:
+            self.front.close()
         self.control.close()
         self.jobs.close()
         self.access.close()
@@ -181,15 +183,15 @@ class Serving:
 
     def _require_unused(self, operation: str, arguments: Mapping[str, Any]) -> None:
         """Refuse what would take an export away from clients, or change its contents under them."""
-        if self.nbd is None or operation not in ("snapshot delete", "snapshot revert", "region delete", "region convert"):
+        if self.front is None or operation not in ("snapshot delete", "snapshot revert", "region delete", "region convert"):
             return
         if operation == "snapshot delete":
             region = self.device.region(arguments.get("region")).name
             for name in arguments.get("names", ()):
-                self._require_no_clients(f"{region}@{name}", self.nbd.users_of(region, name))
+                self._require_no_clients(f"{region}@{name}", self.front.users_of(region, name))
             return
         region = self.device.region(arguments.get("name" if operation.startswith("region") else "region")).name
-        users = self.nbd.users_of(region, "*" if operation == "region delete" else None)
+        users = self.front.users_of(region, "*" if operation == "region delete" else None)
         self._require_no_clients(region, users)
 
     def _require_no_clients(self, name: str, count: int) -> None:
@@ -228,7 +230,7 @@ class Serving:
     def _purge_by_itself(self) -> float | None:
         low = self.offer.auto_purge
         assert low is not None
-        held = self.nbd is not None and self.nbd.has_held
+        held = self.front is not None and self.front.has_held
         self.turns.urgent = self.turns.urgent or held
         if not self.jobs.is_idle or not (held or self._free_share < low):
             return None
@@ -250,72 +252,3 @@ class Serving:
         if isinstance(job.error, NvmtoolError):
             self.report(f"purge: {job.error}")
         self._purge_from = time.monotonic() + _PURGE_AGAIN_SECONDS
-
-
-def _listen(offer: Offer) -> tuple[socket.socket, Facts]:
-    if offer.port is not None:
-        return _listen_tcp(offer.address, offer.port)
-    path = socket_path(offer)
-    if len(os.fsencode(path)) > _SUN_PATH_BYTES:
-        raise UsageError(f"{path}: a socket's path has at most {_SUN_PATH_BYTES} bytes; name a shorter one with --socket")
-    listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)  # its owner's alone
-    try:
-        _bind(listener, path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.umask(mask)
-    return listener, {"socket": path, "uri": f"nbd+unix:///?socket={quote(os.path.abspath(path))}"}
-
-
-def socket_path(offer: Offer) -> str:
-    """Return where the socket is: where it was wanted, else beside the image."""
-    return offer.socket if offer.socket is not None else f"{offer.image}.nbd"
-
-
-def _bind(listener: socket.socket, path: str) -> None:
-    try:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise ExistsError(f"{path}: exists already, and is no socket")
-            with socket.socket(socket.AF_UNIX) as other:
-                if other.connect_ex(path) == 0:
-                    raise BusyError(f"{path}: another process listens there")
-            os.unlink(path)  # its server is dead
-        listener.bind(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot listen there: {error.strerror}") from error
-
-
-def _listen_tcp(address: str, port: int) -> tuple[socket.socket, Facts]:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        cls = BusyError if error.errno == errno.EADDRINUSE else StorageError
-        raise cls(f"{address} port {port}: cannot listen there: {error.strerror}") from error
-    shown = f"[{address}]" if family == socket.AF_INET6 else address
-    port = listener.getsockname()[1]
-    return listener, {"address": address, "port": port, "uri": f"nbd://{shown}:{port}"}
-
-
-def _remove_socket(listener: socket.socket, offer: Offer) -> None:
-    listener.close()
-    if offer.port is None:
-        with suppress(OSError):
-            os.unlink(socket_path(offer))
-
-
-def require_loopback(address: str) -> None:
-    """Raise RefusedError for an address that others than this machine reach: here nothing is encrypted."""
-    if address not in ("127.0.0.1", "::1"):
-        raise RefusedError(
-            f"{address}: is not this machine's loopback, and nothing is encrypted; --insecure-address {address} serves it all the same"
-        )

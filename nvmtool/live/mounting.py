@@ -1,0 +1,112 @@
+"""Mounting an image's regions and snapshots as files: FUSE in front of what `nvmtool.live.serving` does.
+
+Trio, which pyfuse3 stands on, has the thread; the event loop's own descriptors are one of the things that it waits for. All of it runs in
+one thread, so the device changes hands between two requests, as beside NBD.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BusyError, ExistsError, NotFoundError, StorageError, UsageError
+from .serving import Offer, Serving, serving_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..stopping import Stop
+    from .mount_requests import Mounted
+
+    Facts = dict[str, Any]
+
+_FUSE = "/dev/fuse"
+_MOST_REQUESTS_AT_ONCE = 64
+# While clients write, what is to be flushed is looked at so often.
+_LOOK_SECONDS = 0.02
+
+
+def mount(
+    offer: Offer, folder: str, *, allow_other: bool, stop: Stop, ready: Callable[[Facts], None], report: Callable[[str], None]
+) -> None:
+    """Mount an image at a folder and serve it until it is unmounted or `stop` is asked; `ready` is called once it can be used.
+
+    Everything is flushed at the end. Raises NotFoundError, ExistsError, BusyError, UsageError or StorageError for a folder that cannot
+    be mounted on, and what the device raises.
+    """
+    require_mountable(folder)
+    try:
+        import pyfuse3
+        import trio
+    except ImportError as error:
+        raise UsageError(
+            f"mounting needs {error.name}, which is not installed: pip install 'nvmtool[mount]' (it is built then: on Debian and Ubuntu "
+            "apt-get install fuse3 libfuse3-dev pkg-config gcc python3-dev first)"
+        ) from error
+    from .mount_requests import Mounted
+
+    with serving_of(offer, report) as serving:
+        requests = Mounted(serving, offer.region)
+        serving.front = requests
+        options = {"fsname=" + os.path.abspath(offer.image).replace(",", "\\,"), "subtype=nvmtool", "default_permissions"}
+        if allow_other:
+            options.add("allow_other")
+        try:
+            pyfuse3.init(requests, os.path.abspath(folder), options)
+        except RuntimeError as error:
+            raise StorageError(f"{folder}: cannot be mounted: {error}") from error
+        unmounted = False
+        try:
+            stop.on_ask(serving.loop.wake)
+            ready({"image": offer.image, "folder": folder, "exports": serving.names()})
+            trio.run(_serve, serving, requests, stop)
+            unmounted = not stop.reason
+        finally:
+            pyfuse3.close(unmount=not unmounted)
+
+
+def require_mountable(folder: str) -> None:
+    """Raise NotFoundError, UsageError, ExistsError or StorageError for a folder that nothing is mounted on here."""
+    try:
+        status = os.stat(folder)
+        if not stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{folder}: is no directory")
+        if os.path.ismount(folder):
+            raise BusyError(f"{folder}: something is mounted there already")
+        if os.listdir(folder):
+            raise ExistsError(f"{folder}: is not empty, and what it holds could not be seen any more")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{folder}: no such directory; make it first") from error
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise BusyError(f"{folder}: the process of an earlier mount has died; fusermount3 -u {folder} takes it away") from error
+        raise StorageError(f"{folder}: {error.strerror}") from error
+    if not os.access(_FUSE, os.R_OK | os.W_OK):
+        raise StorageError(f"{_FUSE}: {'cannot be opened' if os.path.exists(_FUSE) else 'is not there'}; mounting needs it")
+
+
+async def _serve(serving: Serving, requests: Mounted, stop: Stop) -> None:
+    """Answer the kernel until it unmounts, and turn the event loop beside it."""
+    import pyfuse3
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_turn, serving, requests, stop)
+        await pyfuse3.main(max_tasks=_MOST_REQUESTS_AT_ONCE)
+        nursery.cancel_scope.cancel()
+
+
+async def _turn(serving: Serving, requests: Mounted, stop: Stop) -> None:
+    import pyfuse3
+    import trio
+
+    sleep, before = 0.0, 0
+    while not stop.reason:
+        with trio.move_on_after(sleep):
+            await trio.lowlevel.wait_readable(serving.loop.fd)
+        sleep = serving.turn(0.0)
+        if requests.served != before:
+            sleep, before = min(sleep, _LOOK_SECONDS), requests.served
+    pyfuse3.terminate()
