@@ -25,6 +25,8 @@ help: ## show this list
 
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	$(call make-venv,$(HOME_OF_NVMTOOL),'.[live]')
+	@pkg-config --exists fuse3 2>/dev/null && $(PYTHON) -m pip --disable-pip-version-check --python $(HOME_OF_NVMTOOL)/bin/python install --quiet '.[mount]' || \
+	echo "without nvmtool mount, which needs libfuse3 (on Debian and Ubuntu: apt-get install fuse3 libfuse3-dev pkg-config gcc python3-dev)"
 	@mkdir -p $(PREFIX)/bin
 	@ln -sf $(HOME_OF_NVMTOOL)/bin/nvmtool $(PREFIX)/bin/nvmtool
 	@echo "installed: $(PREFIX)/bin/nvmtool"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Facts = dict[str, Any]
 
 _FUSE = "/dev/fuse"
+# Tasks that wait for requests; fewer would be ended and started again for each request.
+_LEAST_READERS = 8
 _MOST_REQUESTS_AT_ONCE = 64
 # While clients write, what is to be flushed is looked at so often.
 _LOOK_SECONDS = 0.02
@@ -73,9 +75,10 @@ def require_mountable(folder: str) -> None:
         status = os.stat(folder)
         if not stat.S_ISDIR(status.st_mode):
             raise UsageError(f"{folder}: is no directory")
+        entries = os.listdir(folder)  # a dead mount says so here
         if os.path.ismount(folder):
             raise BusyError(f"{folder}: something is mounted there already")
-        if os.listdir(folder):
+        if entries:
             raise ExistsError(f"{folder}: is not empty, and what it holds could not be seen any more")
     except FileNotFoundError as error:
         raise NotFoundError(f"{folder}: no such directory; make it first") from error
@@ -94,7 +97,7 @@ async def _serve(serving: Serving, requests: Mounted, stop: Stop) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_turn, serving, requests, stop)
-        await pyfuse3.main(max_tasks=_MOST_REQUESTS_AT_ONCE)
+        await pyfuse3.main(_LEAST_READERS, _MOST_REQUESTS_AT_ONCE)
         nursery.cancel_scope.cancel()
 
 

@@ -46,7 +46,10 @@ class Served:
 
     def start(self, *options: object) -> None:
         where = () if "--port" in options else ("--socket", str(self.socket))
-        command = [sys.executable, "-m", "nvmtool", "serve", str(self.image), *where, *map(str, options)]
+        self._start("serve", str(self.image), *where, *map(str, options))
+
+    def _start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "nvmtool", *arguments]
         with (self.folder / "serve.err").open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self.process.stdout is not None
