@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _BACKLOG = 128
 _SUN_PATH_BYTES = 107
 # Flushed by the server itself: that many blocks, or what has waited so long.
-_MOST_PENDING = 4096
+_MOST_PENDING = 16384
 _LONGEST_PENDING = 1.0
 _SNAPSHOT_PENDING = 64
 _PURGE_AGAIN_SECONDS = 1.0
@@ -64,6 +64,7 @@ def serve(offer: Offer, *, stop: Stop, ready: Callable[[Facts], None], report: C
     with ExitStack() as stack:
         device = stack.enter_context(Device.open(offer.image, writable=True, mass=offer.mass))
         device.evict_readers_after(_READERS_WAIT_SECONDS)
+        device.store.stay_cached()
         serving = Serving(device, offer, report)
         stack.callback(serving.close)
         listener, where = _listen(offer)

@@ -70,6 +70,9 @@ class Store(Protocol):
     def adopt(self, offset: int, length: int) -> None:
         """Let the next fence cover a range that another process stored and may not have flushed."""
 
+    def stay_cached(self) -> None:
+        """Let large stores too go through the page cache: whoever stores does not wait for the medium, and reads them soon."""
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
 
@@ -165,6 +168,10 @@ class FileStore:
     def adopt(self, offset: int, length: int) -> None:
         """Let the next fence cover a range that another process stored and may not have flushed."""
         self._dirty = True
+
+    def stay_cached(self) -> None:
+        """Let large stores too go through the page cache: whoever stores does not wait for the medium, and reads them soon."""
+        self._writer.close()
 
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""

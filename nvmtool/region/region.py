@@ -202,6 +202,10 @@ class Region:
         except BaseException:  # an interrupt too: rolled back, the blocks are still those of pending writes
             self.device.blocks.hold(blocks)
             raise
+        if len(indexes) == len(self._pending):
+            self._pending.clear()
+            data.clear()
+            return
         for index in indexes.tolist():
             del self._pending[index]
             data.pop(index, None)
@@ -301,22 +305,23 @@ class Region:
         stores: list[tuple[int, list[Chunk]]] = []
         behind = -1
         for first, data in extents:
-            count, done = len(data) // lay.BLOCK_SIZE, 0
-            while done < count:
-                index = first + done
-                block = placed.get(index) or self._pending.get(index)
+            index, end = first, first + len(data) // lay.BLOCK_SIZE
+            unplaced = 0
+            while index < end:
+                block = None if unplaced else placed.get(index) or self._pending.get(index)
                 length = 1
                 if block is None:
-                    length = self._unplaced(index, first + count, placed)
-                    block, length = self.device.blocks.take_run(length)
+                    unplaced = unplaced or self._unplaced(index, end, placed)
+                    block, length = self.device.blocks.take_run(unplaced)
                     placed.update(zip(range(index, index + length), range(block, block + length), strict=True))
-                chunk = data[done * lay.BLOCK_SIZE : (done + length) * lay.BLOCK_SIZE]
+                    unplaced -= length
+                chunk = data[(index - first) * lay.BLOCK_SIZE : (index - first + length) * lay.BLOCK_SIZE]
                 if block == behind:
                     stores[-1][1].append(chunk)
                 else:
                     stores.append((block, [chunk]))
                 behind = block + length
-                done += length
+                index += length
         return stores
 
     def _unplaced(self, index: int, end: int, placed: dict[int, int]) -> int:
