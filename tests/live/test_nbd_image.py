@@ -239,10 +239,10 @@ def test_purges_to_a_target_in_a_loop_keep_a_busy_region_from_filling_up(tmp_pat
         served.create(size="16M", region="8M")
         served.start()
         loop.start()
-        client, held = write_rounds(served, 6, 4 * MIB, before=wait)
+        client, held = write_rounds(served, 5, 4 * MIB, before=wait)
         ending.set()
         loop.join(60)
-        require_all(served, client, held, 6, 4 * MIB)
+        require_all(served, client, held, 5, 4 * MIB)
     finally:
         ending.set()
         loop.join(60)
