@@ -12,7 +12,7 @@ def test_hostile_clients_harm_nobody_and_leave_nothing_behind(tmp_path: Path) ->
     served = Served(tmp_path)
     try:
         prepare(served)
-        done = fuzz(served, 1, lambda steps: steps < 50)
+        done = fuzz(served, 1, lambda steps: steps < 35)
         assert done["rounds of the good client"]
         finish(served)
     finally:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,26 +91,26 @@ def require_states(served: Served, client: Raw, old: bytes, new: bytes) -> None:
 
 
 def test_a_purge_into_a_full_mass_store_ends_and_service_goes_on(tmp_path: Path) -> None:
-    """The fifth state of 8 MiB does not fit any more into what the server may write of a file."""
+    """The fifth state of 4 MiB does not fit any more into what the server may write of a file."""
     served = Served(tmp_path)
     try:
-        served.create(size="32M", region="16M")
+        served.create(size="16M", region="8M")
         served.start()
         assert served.process is not None
-        before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (36 * MIB, resource.RLIM_INFINITY))
-        client, _ = write_rounds(served, 4, 8 * MIB, purge=True)
-        held = random.Random(9).randbytes(8 * MIB)
+        before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (18 * MIB, resource.RLIM_INFINITY))
+        client, _ = write_rounds(served, 4, 4 * MIB, purge=True)
+        held = random.Random(9).randbytes(4 * MIB)
         assert client.write(0, held, flags=Flag.FUA) == 0
         served.tool("snapshot", "create", served.image, "s4")
-        assert client.write(0, bytes(8 * MIB), flags=Flag.FUA) == 0
+        assert client.write(0, bytes(4 * MIB), flags=Flag.FUA) == 0
         assert "disk.mass" in served.tool("purge", served.image, "--mode", "virtblock", code=5)
         with Raw(served.socket) as reader:
             reader.go("vm1@s4")
             assert reader.read(0, len(held)) == held
-        assert client.write(12 * MIB, b"goes on", flags=Flag.FUA) == 0
+        assert client.write(6 * MIB, b"goes on", flags=Flag.FUA) == 0
         resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, before)
         assert served.json("purge", served.image, "--mode", "virtblock")["blocks_purged"]
-        require_all(served, client, {0: bytes(MIB)}, 4, 8 * MIB)
+        require_all(served, client, {0: bytes(MIB)}, 4, 4 * MIB)
     finally:
         served.end()
 
@@ -143,12 +144,12 @@ def fill(client: Raw, size: int) -> dict[int, bytes]:
 def test_a_full_device_fails_writes_with_enospc_and_loses_nothing(tmp_path: Path) -> None:
     served = Served(tmp_path)
     try:
-        served.create(size="64M", region="256M")
+        served.create(size="32M", region="256M")
         served.start()
         with Raw(served.socket) as client:
             client.go()
             done = fill(client, 256 * MIB)
-            assert 40 * MIB < len(done) * (256 << 10) < 64 * MIB
+            assert 24 * MIB < len(done) * (256 << 10) < 32 * MIB
             assert client.ask(Command.FLUSH) == 0
             for offset, data in done.items():
                 assert client.read(offset, len(data)) == data
@@ -168,12 +169,16 @@ def test_a_full_device_fails_writes_with_enospc_and_loses_nothing(tmp_path: Path
         served.end()
 
 
-def write_rounds(served: Served, rounds: int, each: int, *, purge: bool = False) -> tuple[Raw, dict[int, bytes]]:
+def write_rounds(
+    served: Served, rounds: int, each: int, *, purge: bool = False, before: Callable[[], None] | None = None
+) -> tuple[Raw, dict[int, bytes]]:
     """Overwrite a region again and again, with a snapshot after each round."""
     client = Raw(served.socket)
     client.go()
     held: dict[int, bytes] = {}
     for number in range(rounds):
+        if before is not None:
+            before()
         rng = random.Random(number)
         for start in range(0, each, MIB):
             data = rng.randbytes(MIB)
@@ -201,14 +206,14 @@ def require_all(served: Served, client: Raw, held: dict[int, bytes], rounds: int
 
 
 def test_auto_purge_makes_room_before_a_writer_sees_enospc(tmp_path: Path) -> None:
-    """Five states of 8 MiB go through 32 MiB of NVM; only the running point has to stay."""
+    """Five states of 4 MiB go through 16 MiB of NVM; only the running point has to stay."""
     served = Served(tmp_path)
     try:
-        served.create(size="32M", region="16M")
+        served.create(size="16M", region="8M")
         served.start("--auto-purge", "20%")
-        client, held = write_rounds(served, 5, 8 * MIB)
+        client, held = write_rounds(served, 5, 4 * MIB)
         assert "purged" in served.log
-        require_all(served, client, held, 5, 8 * MIB)
+        require_all(served, client, held, 5, 4 * MIB)
     finally:
         served.end()
 
@@ -216,20 +221,28 @@ def test_auto_purge_makes_room_before_a_writer_sees_enospc(tmp_path: Path) -> No
 def test_purges_to_a_target_in_a_loop_keep_a_busy_region_from_filling_up(tmp_path: Path) -> None:
     served = Served(tmp_path)
     ending = threading.Event()
+    begun = threading.Semaphore(0)
 
     def purge() -> None:
         while not ending.is_set():
-            served.tool("purge", served.image, "--mode", "pointer-elimination", "--free-target", "40%")
+            served.tool("purge", served.image, "--mode", "pointer-elimination", "--free-target", "50%")
+            begun.release()
+
+    def wait() -> None:
+        """Let a purge that began after this end; without it, four rounds would fill the device."""
+        while begun.acquire(blocking=False):
+            pass
+        assert begun.acquire(timeout=60) and begun.acquire(timeout=60)
 
     loop = threading.Thread(target=purge)
     try:
-        served.create(size="48M", region="16M")
+        served.create(size="16M", region="8M")
         served.start()
         loop.start()
-        client, held = write_rounds(served, 5, 8 * MIB)
+        client, held = write_rounds(served, 5, 4 * MIB, before=wait)
         ending.set()
         loop.join(60)
-        require_all(served, client, held, 5, 8 * MIB)
+        require_all(served, client, held, 5, 4 * MIB)
     finally:
         ending.set()
         loop.join(60)
@@ -242,7 +255,7 @@ def test_commands_cut_off_in_the_middle_leave_the_server_and_the_image_whole(num
     with Raw(served.socket) as client:
         client.go()
         model = bytearray(rng.randbytes(12 * MIB))
-        for turn in range(3):
+        for turn in range(2):
             assert client.write(0, bytes(model), flags=Flag.FUA) == 0
             served.tool("snapshot", "create", served.image, f"s{turn}")
             model[:] = rng.randbytes(len(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nvmtool.live import nbd_protocol as nbd
-from nvmtool.live.nbd_memory import MOST_LARGE, MOST_UNTAKEN_BYTES
+from nvmtool.live.nbd_memory import MOST_LARGE, MOST_UNTAKEN_BYTES, LargeRequests
 from nvmtool.live.nbd_protocol import Command, Flag, Option
 
 from .conftest import MIB, Served
@@ -110,3 +111,20 @@ def test_lists_that_nobody_takes_are_answered_one_after_the_other(served: Served
         acks += kind == 1
     assert option == Option.GO
     assert client.read(0, 4) == bytes(4)
+
+
+def test_who_holds_room_and_does_not_end_has_to_go_only_when_others_wait() -> None:
+    granted: list[str] = []
+    large: LargeRequests[str] = LargeRequests(granted.append)
+    names = [f"client {number}" for number in range(MOST_LARGE)]
+    assert all(large.take(name) for name in names)
+    later = time.monotonic() + 31
+    assert large.overdue(later) == []
+    assert not large.take("late") and not large.take("later") and large.is_waiting("late")
+    assert large.overdue(time.monotonic()) == []
+    assert large.overdue(later) == names
+    large.give_back("later")  # it has gone
+    large.give_back(names[0])
+    assert granted == ["late"] and not large.is_waiting("late") and large.take("late")
+    large.give_back(names[1])
+    assert granted == ["late"] and large.take("another")
