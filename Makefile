@@ -18,7 +18,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo guest-kernel test check bench crash fuzz fuzz-nbd faults crash-long kills-swap kills-host demo-host demo-guests clean
+.PHONY: help install demo guest-kernel test check bench crash fuzz fuzz-nbd faults crash-long kills-swap kills-host demo-host demo-guests demo-serve clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ demo-host: $(READY) ## three VMs of 1 GiB on a host of 1 GiB, one of them a real
 
 demo-guests: $(READY) ## two real QEMU guests governed by the memory scheduler (needs QEMU)
 	@$(BIN)/python bench/guests_session.py
+
+demo-serve: $(READY) ## a region served to fio, mounted, and sent to another image (root; needs fio, nbdcopy, FUSE)
+	@$(BIN)/python bench/serve_session.py
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

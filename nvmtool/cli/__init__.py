@@ -25,6 +25,8 @@ COMMANDS = {
     "purge": ("purge", "Move non-active blocks to the mass store."),
     "recall": ("purge", "Bring purged blocks back to NVM."),
     "map": ("map", "Draw where the data of a region are."),
+    "send": ("stream", "Write a snapshot to a stream, whole or as what changed."),
+    "receive": ("stream", "Make a region and its snapshot, or a further snapshot, of a stream."),
     "serve": ("serve", "Export regions and snapshots as block devices over NBD."),
     "mount": ("mount", "Mount regions and snapshots as files."),
     "swap": ("swap", "Create, run on, look at, check and delete swap files."),

@@ -72,7 +72,6 @@ def mount_command(
             mount(offer, folder, allow_other=allow_other, stop=stop, ready=ready, report=report_line)
         return
     report = _log_to(log_path)
-    folder = os.path.abspath(folder)
     with _background() as detach, stop_on_signals() as stop:
 
         def ready_behind(facts: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ _SIGNATURES = (
     (0, b"NVMSWAP\0", "a swap file of nvmtool"),
     (0, b"NVMRSRV\0", "a reservation file"),
     (0, b"NVMSTMP\0", "a stamps file of swap run"),
+    (0, b"NVMTSTRM", "a stream of nvmtool send"),
     (4086, b"SWAPSPACE2", "a Linux swap area (mkswap)"),
     (4086, b"SWAP-SPACE", "an old Linux swap area (mkswap)"),
     (0, b"QFI\xfb", "a qcow2 image"),

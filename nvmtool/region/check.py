@@ -244,7 +244,7 @@ def _check_records(walk: Walk, region: Region) -> None:
     """Read every field of every record: each seal is verified, and names and ids must be different."""
     seen: set[object] = set()
     flags = region.record.get("flags")
-    if flags >= 2 * lay.SWEEPING:
+    if flags >= 2 * lay.RECEIVING:
         walk.find("error", "record", f"region {region.name!r}", f"flags 0x{flags:x} are not known")
     states = {0, *(record.id for record in region.snapshots)}
     next_state = region.record.get("next_state")

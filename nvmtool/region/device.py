@@ -169,8 +169,8 @@ class Device:
             raise NotFoundError(f"{self.path}: no region {name!r}")
         return self.any_region(record)
 
-    def create_region(self, name: str, size_bytes: int, mapping: str = "virtblock") -> Region:
-        """Create an empty region; durable on return.
+    def create_region(self, name: str, size_bytes: int, mapping: str = "virtblock", *, hidden: bool = False) -> Region:
+        """Create an empty region; durable on return. A hidden one counts as being deleted until that mark is taken off.
 
         Raises UsageError for a size or name that cannot be, ExistsError, or NoSpaceError.
         """
@@ -187,7 +187,7 @@ class Device:
             record = self._table.create()
             values = dict.fromkeys(self._table.fields, 0)
             values.update(size_blocks=size_bytes // lay.BLOCK_SIZE, created=time.time_ns() // 1000, state=1, next_state=2)
-            values["flags"] = lay.VIRTBLOCK_MAPPING if mapping == "virtblock" else 0
+            values["flags"] = (lay.VIRTBLOCK_MAPPING if mapping == "virtblock" else 0) | (lay.DELETING if hidden else 0)
             for field in values.keys() - {"id", "name", "spare", "root", "array", "snapshot_table"}:
                 record.put(field, values[field])
             record.id = record.number + 1
@@ -207,6 +207,10 @@ class Device:
 
         self._slots_left_over = not self.slots.pairing.is_settled
         finish_deletions(self)
+        if any(region.record.get("flags") & lay.RECEIVING for region in self.regions()):
+            from .receive import finish_receiving
+
+            finish_receiving(self)
 
     def evict_readers_after(self, seconds: float) -> None:
         """Never wait for readers; go on without them when they have kept the log from going home for so long."""
@@ -222,6 +226,11 @@ class Device:
         for own in (self.path, self.mass.path if self.mass is not None else self.path):
             if _is_same_file(own, Path(path)):
                 raise RefusedError(f"{path}: is {'the image itself' if own == self.path else 'the mass store of the image'}")
+
+    def require_current(self) -> None:
+        """Raise BusyError when a writer did not wait for this reader: what it read may be a mixture of states."""
+        if not self.writable and self._file.is_outdated:
+            raise BusyError(f"{self.path}: changed while it was being read, for its server could not wait any longer; try again")
 
     def give_storage(self, blocks: NDArray[np.int64]) -> None:
         """Allocate the storage of blocks where a sparse image has none yet, so that a store through a mapping cannot fail.

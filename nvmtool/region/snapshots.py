@@ -42,10 +42,11 @@ class SnapshotInfo:
     purged_bytes: int
 
 
-def create_snapshot(region: Region, name: str) -> None:
+def create_snapshot(region: Region, name: str, *, created: int | None = None, unmark: int = 0) -> None:
     """Keep the running point's present state under a name; durable on return, with the same few words at any size.
 
-    The snapshot takes over the running point's array (T1). Raises UsageError, ExistsError or NoSpaceError.
+    The snapshot takes over the running point's array (T1). `created`, in microseconds, is its time where that is not now; flags of the
+    region to take off in the same step are `unmark`. Raises UsageError, ExistsError or NoSpaceError.
     """
     device, record = region.device, region.record
     device.require(dry_run=False)
@@ -54,7 +55,11 @@ def create_snapshot(region: Region, name: str) -> None:
     if region.snapshots.find(name) is not None:
         raise ExistsError(f"{device.path}: region {region.name!r} has a snapshot {name!r} already")
     with device.transaction():
-        _move_to_snapshot(region, name)
+        snapshot = _move_to_snapshot(region, name)
+        if created is not None:
+            snapshot.put("created", created)
+        if unmark:
+            record.put("flags", record.get("flags") & ~unmark)
         root = record.get_pointer("root", word.TABLE)
         if root:
             device.blocks.add_refs(np.array([root]), word.TABLE)

@@ -99,7 +99,7 @@ def export_file(region: Region, dst: str, snapshot: str | None = None, progress:
     """
     region.flush()
     started = time.monotonic()
-    _require_all_pointers(region, snapshot)
+    require_all_pointers(region, snapshot)
     if dst == STREAM:
         data = _export_stream(region, snapshot, 1, progress)
     else:
@@ -219,7 +219,7 @@ def _discard(region: Region, offset: int, length: int) -> None:
         region.discard(offset, length)
 
 
-def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (logical blocks, kinds, values) of the blocks that are not holes, a few level-1 tables at a time."""
     pages = region.pages
     for indexes, words in pages.tables.iter_words(region.root_of(snapshot), _EXPORT_LEAVES):
@@ -229,7 +229,7 @@ def _iter_data(region: Region, snapshot: str | None) -> Iterator[tuple[np.ndarra
         yield indexes[present], kinds, values
 
 
-def _require_all_pointers(region: Region, snapshot: str | None) -> None:
+def require_all_pointers(region: Region, snapshot: str | None) -> None:
     """Raise DamagedError where a state has more or fewer words than its record counts: one that was zeroed looks like a hole."""
     record = region.record if snapshot is None else region.snapshot(snapshot)
     nblocks = 0
@@ -250,7 +250,7 @@ def _export_sparse(region: Region, snapshot: str | None, new: NewFile, progress:
     writer = Writer(new.fd, past_cache=False)
     size = lay.BLOCK_SIZE
     nblocks = 0
-    for indexes, kinds, values in _iter_data(region, snapshot):
+    for indexes, kinds, values in iter_data(region, snapshot):
         in_nvm, on_mass = kinds == word.BLOCK, kinds == word.SLOT
         for first, length, block in _joint_runs(indexes[in_nvm], values[in_nvm]):
             if length >= _RUN_BLOCKS:

@@ -1,0 +1,220 @@
+"""Receiving a stream: all of it is verified first, then it is applied, and a state of its own shows until it is complete.
+
+What arrives through a pipe is kept in a nameless file beside the image meanwhile. A full stream fills a region that is marked as being
+deleted; an incremental one writes to the running point of a region marked as receiving. The last step, one transaction, takes the mark off
+and makes the snapshot. Killed before, the next writable open deletes the region, or sets the running point back (`finish_receiving`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DamagedError, ExistsError, NoSpaceError, NotFoundError, RefusedError
+from ..media import word
+from ..media.record import check_name
+from ..media.store import translated
+from ..media.stream import STREAM
+from . import layout as lay
+from . import stream_format as form
+from .send import digest_of
+from .snapshots import create_snapshot, diff_states, revert_region
+from .sweep import finish_deletions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+    from .device import Device
+    from .region import Region
+
+    Progress = Callable[[int, int, str], None] | None
+
+_HEADER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class ReceiveResult:
+    """What the stream was, and what it held."""
+
+    region: str
+    snapshot: str
+    base: str | None
+    blocks: int
+    hole_blocks: int
+    stream_bytes: int
+    seconds: float
+
+
+class _File:
+    """The bytes of a stream; what is read is written to `spool` too, if there is one."""
+
+    def __init__(self, file: BinaryIO, name: str, spool: BinaryIO | None = None) -> None:
+        self._file, self._name, self._spool = file, name, spool
+        self.position = 0
+
+    def read(self, count: int) -> memoryview:
+        data = self._file.read(count)
+        if self._spool is not None:
+            self._spool.write(data)
+        if len(data) < count:
+            raise DamagedError(f"{self._name}: ends at byte {self.position + len(data)}, in the middle: the stream was cut off")
+        self.position += count
+        return memoryview(data)
+
+    def at_end(self) -> bool:
+        return not self._file.read(1)
+
+
+def receive(
+    device: Device, src: str, region: str | None = None, *, force: bool = False, dry_run: bool = False, progress: Progress = None
+) -> ReceiveResult:
+    """Take in a stream from a file or standard input (`-`): a region and its snapshot, or a further snapshot of a region.
+
+    `region` is the name it gets, or has, here; the stream's own unless said. `force` discards what the running point has that its base
+    has not. All is durable on return; before, and after any error or kill, no region, snapshot or running point is another. A dry run
+    verifies the stream and all conditions. Raises FormatError, DamagedError (cut off, or damaged), NotFoundError (no such base),
+    ExistsError, RefusedError (a base with other contents, a running point that was written to), NoSpaceError or StorageError.
+    """
+    device.require(dry_run=dry_run)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        file, piped, size = _open(stack, src)
+        name = "stdin" if src == STREAM else src
+        spool = stack.enter_context(tempfile.TemporaryFile(dir=device.path.resolve().parent)) if piped else None
+        total = 2 * size
+        with translated(device.path):
+            header, blocks, holes, length = _verify(file, name, spool, lambda done: progress and total and progress(done, total, "bytes"))
+        target = _target(device, header, region)
+        _require_room(device, blocks, header)
+        if not dry_run:
+            again = file if spool is None else spool
+            again.seek(0)
+            before = size if total else 0
+            _apply(device, target, header, again, name, force, lambda done: progress and progress(before + done, before + length, "bytes"))
+        elif isinstance(target, tuple):
+            _require_unchanged(target[0], header.base, force)
+    shown = target[0].name if isinstance(target, tuple) else target
+    return ReceiveResult(shown, header.snapshot, header.base or None, blocks, holes, length, round(time.monotonic() - started, 6))
+
+
+def _open(stack: ExitStack, src: str) -> tuple[BinaryIO, bool, int]:
+    """Return the open source, whether it can only be read once, and its size where that is known."""
+    if src == STREAM:
+        return stack.enter_context(os.fdopen(os.dup(0), "rb")), True, 0
+    path = Path(src)
+    with translated(path):
+        file = stack.enter_context(path.open("rb"))
+    return file, not path.is_file(), path.stat().st_size if path.is_file() else 0
+
+
+def _verify(file: BinaryIO, name: str, spool: BinaryIO | None, report: Callable[[int], object]) -> tuple[form.StreamHeader, int, int, int]:
+    source = _File(file, name, spool)
+    header = form.StreamHeader.decode(bytes(_header(source, name)), name)
+    for given in (header.region, header.snapshot, *([header.base] if header.base else [])):
+        check_name(given)
+    blocks = holes = 0
+    for record in form.iter_records(source, header, name):
+        blocks += record.count if record.kind == form.DATA else 0
+        holes += record.count if record.kind == form.HOLE else 0
+        report(source.position)
+    return header, blocks, holes, source.position
+
+
+def _header(source: _File, name: str) -> memoryview:
+    try:
+        return source.read(_HEADER_BYTES)
+    except DamagedError:
+        # Too short even for a header: then what it is not comes before that it is cut off.
+        raise DamagedError(f"{name}: is shorter than a stream's header of {_HEADER_BYTES} bytes") from None
+
+
+def _target(device: Device, header: form.StreamHeader, wanted: str | None) -> str | tuple[Region, str]:
+    """Return the name of the region to make, or the region and the base that are there; raises as `receive` does."""
+    name = wanted or header.region
+    check_name(name)
+    if not header.base:
+        if device.records.find(name) is not None:
+            raise ExistsError(f"{device.path}: region {name!r} exists already; --region names another one")
+        return name
+    region = device.region(name)
+    if region.snapshots.find(header.snapshot) is not None:
+        raise ExistsError(f"{device.path}: region {name!r} has a snapshot {header.snapshot!r} already")
+    if region.snapshots.find(header.base) is None:
+        raise NotFoundError(f"{device.path}: region {name!r} has no snapshot {header.base!r}, which the stream stands on")
+    if region.nblocks != header.size_blocks or digest_of(region, header.base) != header.base_digest:
+        raise RefusedError(
+            f"{device.path}: snapshot {header.base!r} of region {name!r} has other contents than the one the stream stands on"
+        )
+    return region, header.base
+
+
+def _require_unchanged(region: Region, base: str, force: bool) -> None:
+    if not force and next(diff_states(region, base, None), None) is not None:
+        raise RefusedError(
+            f"{region.device.path}: region {region.name!r} was written to since snapshot {base!r}; --force discards that, as a revert does"
+        )
+
+
+def _require_room(device: Device, blocks: int, header: form.StreamHeader) -> None:
+    tables = 4 + 2 * min(blocks, -(-header.size_blocks // lay.TABLE_ENTRIES)) + blocks // lay.LIVE_ENTRIES
+    fit = max(device.blocks.available - tables, 0)
+    if fit < blocks:
+        raise NoSpaceError(f"{device.path}: the stream has {blocks} blocks of data, {fit} fit; purge or delete snapshots")
+
+
+def _apply(
+    device: Device,
+    target: str | tuple[Region, str],
+    header: form.StreamHeader,
+    file: BinaryIO,
+    name: str,
+    force: bool,
+    report: Callable[[int], object],
+) -> None:
+    if isinstance(target, tuple):
+        region, base = target
+        _require_unchanged(region, base, force)
+        if region.record.get("parent") != region.snapshot(base).id or next(diff_states(region, base, None), None) is not None:
+            revert_region(region, base)  # so that the base is what `finish_receiving` goes back to
+        mark = lay.RECEIVING
+        with device.transaction():
+            region.record.put("flags", region.record.get("flags") | mark)
+    else:
+        mapping = "virtblock" if header.virtblock else "direct"
+        region = device.create_region(target, header.size_blocks * lay.BLOCK_SIZE, mapping, hidden=True)
+        mark = lay.DELETING
+    try:
+        source = _File(file, name)
+        source.read(_HEADER_BYTES)
+        for record in form.iter_records(source, header, name):
+            offset, length = record.first * lay.BLOCK_SIZE, record.count * lay.BLOCK_SIZE
+            if record.data is not None:
+                region.write(offset, record.data.reshape(-1).data)
+            elif record.kind == form.HOLE:
+                region.discard(offset, length)
+            report(source.position)
+        create_snapshot(region, header.snapshot, created=header.created, unmark=mark)
+    except BaseException:  # an interrupt too must leave nothing of it
+        region.flush()
+        finish_deletions(device)
+        finish_receiving(device)
+        raise
+
+
+def finish_receiving(device: Device) -> None:
+    """Set running points back to the snapshot that they descend from, where a killed process was receiving."""
+    for region in device.regions():
+        if region.record.get("flags") & lay.RECEIVING:
+            parent = region.record.get("parent")
+            base = next(record for record in region.snapshots if record.id == parent)
+            if region.root_of(None) != base.get_pointer("root", word.TABLE):
+                revert_region(region, base.name)
+            with device.transaction():
+                region.record.put("flags", region.record.get("flags") & ~lay.RECEIVING)
+            device.resumed.add((region.name, None))
