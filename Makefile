@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 HOME_OF_NVMTOOL = $(PREFIX)/lib/nvmtool
+NVMTOOL = $(BIN)/nvmtool
+COMPLETIONS = $(addprefix $(PREFIX)/share/,bash-completion/completions/nvmtool zsh/site-functions/_nvmtool fish/vendor_completions.d/nvmtool.fish)
 
 # pip can fill a virtual environment from outside, so that Debian's python3-venv (ensurepip) is not needed where pip is.
 define make-venv
@@ -18,7 +20,7 @@ else \
 fi
 endef
 
-.PHONY: help install demo guest-kernel test check bench crash fuzz fuzz-nbd faults crash-long kills-swap kills-host demo-host demo-guests demo-serve clean
+.PHONY: help install install-manners uninstall demo guest-kernel test check bench crash fuzz fuzz-nbd faults crash-long kills-swap kills-host demo-host demo-guests demo-serve clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +31,20 @@ install: ## install nvmtool for you alone, under PREFIX (~/.local)
 	echo "without nvmtool mount, which needs libfuse3 (on Debian and Ubuntu: apt-get install fuse3 libfuse3-dev pkg-config gcc python3-dev)"
 	@mkdir -p $(PREFIX)/bin
 	@ln -sf $(HOME_OF_NVMTOOL)/bin/nvmtool $(PREFIX)/bin/nvmtool
-	@echo "installed: $(PREFIX)/bin/nvmtool"
+	@$(MAKE) --no-print-directory install-manners NVMTOOL=$(HOME_OF_NVMTOOL)/bin/nvmtool
+	@echo "installed: $(PREFIX)/bin/nvmtool, its man pages, and completion for bash, zsh and fish"
+
+# Man pages, and completion where the shells look. zsh looks in its fpath alone.
+install-manners:
+	@$(NVMTOOL) manual $(PREFIX)/share/man/man1 >/dev/null
+	@mkdir -p $(dir $(COMPLETIONS))
+	@$(NVMTOOL) completion bash >$(word 1,$(COMPLETIONS))
+	@$(NVMTOOL) completion zsh >$(word 2,$(COMPLETIONS))
+	@$(NVMTOOL) completion fish >$(word 3,$(COMPLETIONS))
+
+uninstall: ## remove what install installed
+	rm -rf $(HOME_OF_NVMTOOL)
+	rm -f $(PREFIX)/bin/nvmtool $(PREFIX)/share/man/man1/nvmtool.1 $(PREFIX)/share/man/man1/nvmtool-*.1 $(COMPLETIONS)
 
 $(READY): pyproject.toml
 	@echo "setting up $(VENV) (once)"

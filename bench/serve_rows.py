@@ -154,7 +154,7 @@ class ServeRows:
         """1 MiB, 8 at a time."""
 
         def measure(uri: str) -> float:
-            job = fio(by_nbd(uri), f"--rw={pattern}", "--bs=1m", "--iodepth=8", "--time_based", f"--runtime={RUN_SECONDS}")
+            job = fio(by_nbd(uri), f"--rw={pattern}", "--bs=1m", "--iodepth=8", f"--size={REGION_BYTES}", "--end_fsync=1")
             return GIB / float(job[pattern]["bw_bytes"])
 
         return self.compare(f"serve: {pattern} of 1 GiB, 1 MiB x 8 / qemu-nbd, qcow2", measure, 1.0)

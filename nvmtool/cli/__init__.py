@@ -36,6 +36,8 @@ COMMANDS = {
     "pool": ("pool", "Create, list and delete pools of VMs."),
     "vm": ("vm", "Create, power, load, dump, run, suspend and resume VMs."),
     "sched": ("sched", "Share a host's memory out among its VMs."),
+    "completion": ("completion", "Print the script that completes nvmtool's commands in a shell."),
+    "manual": ("manual", "Write a man page for each command."),
 }
 
 _HELP = """\

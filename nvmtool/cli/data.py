@@ -141,9 +141,9 @@ def discard_command(image: str, offset: int, length: int, region: str | None, dr
 
     It reads as zeros; snapshots keep what they have.
     """
-    with Device.open(image, writable=not dry_run, mass=mass) as device:
+    with Device.open(image, writable=not dry_run, mass=mass) as device, out.progress() as progress:
         target = device.region(region)
-        change = target.discard(offset, length, dry_run=dry_run)
+        change = target.discard(offset, length, dry_run=dry_run, progress=progress)
         if not dry_run:
             target.flush()
         name = target.name

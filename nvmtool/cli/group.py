@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import NoSpaceError, NvmtoolError, StorageError, UsageError
@@ -20,7 +21,8 @@ from .options import debug_option
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
-_COMPLETION = "_NVMTOOL_COMPLETE"
+# A shell that asks what could follow sets this (completion.py).
+COMPLETION = "_NVMTOOL_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -38,6 +40,12 @@ class LazyGroup(click.Group):
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name, without loading any command's file."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help that needs no command's file."""
@@ -59,10 +67,10 @@ class LazyGroup(click.Group):
         sys.exit(code)
 
     def _run(self, args: list[str], prog_name: str, **extra: Any) -> int:
-        if instruction := os.environ.get(_COMPLETION):
+        if instruction := os.environ.get(COMPLETION):
             from click.shell_completion import shell_complete
 
-            return shell_complete(self, {}, prog_name, _COMPLETION, instruction)
+            return shell_complete(self, {}, prog_name, COMPLETION, instruction)
         try:
             with self.make_context(prog_name, args, **extra) as ctx:
                 self.invoke(ctx)

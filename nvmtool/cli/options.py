@@ -15,9 +15,30 @@ CURRENT = "@current"
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def _later(name: str) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """Return what completes a name; it is loaded when somebody presses TAB."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        from . import completion
+
+        return getattr(completion, name)(ctx, param, incomplete)
+
+    return complete
+
+
+complete_snapshots = _later("complete_snapshots")
+
 image_argument = click.argument("image", type=click.Path())
-region_option = click.option("--region", metavar="NAME", help="Name of the region; may be left out when there is only one.")
-snapshot_option = click.option("--snapshot", metavar="NAME", help="Use this snapshot, not the running point.")
+region_option = click.option(
+    "--region",
+    metavar="NAME",
+    shell_complete=_later("complete_regions"),
+    help="Name of the region; may be left out when there is only one.",
+)
+snapshot_option = click.option(
+    "--snapshot", metavar="NAME", shell_complete=complete_snapshots, help="Use this snapshot, not the running point."
+)
 offset_option = click.option("--offset", type=OFFSET, required=True, help="Where in the region, in bytes.")
 mass_option = click.option("--mass", type=click.Path(), metavar="FILE", help="The mass store is here now, not where the image says.")
 reservation_option = click.option(

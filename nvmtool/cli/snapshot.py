@@ -13,6 +13,7 @@ from ..region.device import Device
 from ..region.snapshots import diff_states, list_snapshots
 from ..text import human
 from .options import (
+    complete_snapshots,
     dry_run_option,
     example,
     image_argument,
@@ -23,7 +24,8 @@ from .options import (
 )
 from .output import Grid, Output, change_line, print_json_rows
 
-names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+new_names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_snapshots)
 
 
 @click.group("snapshot", no_args_is_help=False, epilog=example("nvmtool snapshot create disk.nvm monday"))
@@ -33,7 +35,7 @@ def snapshot_command() -> None:
 
 @snapshot_command.command("create", epilog=example("nvmtool snapshot create disk.nvm monday"))
 @image_argument
-@names_argument
+@new_names_argument
 @region_option
 @mass_option
 @output_options
@@ -82,7 +84,7 @@ def delete_command(image: str, names: tuple[str, ...], region: str | None, dry_r
 
 @snapshot_command.command("revert", epilog=example("nvmtool snapshot revert disk.nvm monday"))
 @image_argument
-@click.argument("name")
+@click.argument("name", shell_complete=complete_snapshots)
 @region_option
 @dry_run_option
 @mass_option
@@ -99,8 +101,8 @@ def revert_command(image: str, name: str, region: str | None, dry_run: bool, mas
     epilog=example("nvmtool snapshot diff disk.nvm monday tuesday", "nvmtool snapshot diff disk.nvm monday @current --json"),
 )
 @image_argument
-@click.argument("a")
-@click.argument("b", default="@current")
+@click.argument("a", shell_complete=complete_snapshots)
+@click.argument("b", default="@current", shell_complete=complete_snapshots)
 @region_option
 @mass_option
 @output_options

@@ -11,7 +11,7 @@ from ..region.device import Device
 from ..region.receive import receive
 from ..region.send import send_snapshot
 from ..text import human
-from .options import dry_run_option, example, image_argument, mass_option, output_options, region_option
+from .options import complete_snapshots, dry_run_option, example, image_argument, mass_option, output_options, region_option
 from .output import Output
 
 
@@ -24,8 +24,14 @@ from .output import Output
 )
 @image_argument
 @click.argument("dst", metavar="FILE", type=click.Path(allow_dash=True))
-@click.option("--snapshot", metavar="NAME", required=True, help="Send this snapshot.")
-@click.option("--from", "base", metavar="NAME", help="Send only what differs from this snapshot, which the receiver has.")
+@click.option("--snapshot", metavar="NAME", required=True, shell_complete=complete_snapshots, help="Send this snapshot.")
+@click.option(
+    "--from",
+    "base",
+    metavar="NAME",
+    shell_complete=complete_snapshots,
+    help="Send only what differs from this snapshot, which the receiver has.",
+)
 @region_option
 @mass_option
 @output_options

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..media.store import Chunk
     from .device import Device
     from .records import Record
-    from .sweep import Change
+    from .sweep import Change, Progress
 
 # So few unflushed blocks travel inside the log record: one durable write instead of two.
 _LOGGED_BLOCKS = 8
@@ -210,12 +210,12 @@ class Region:
             del self._pending[index]
             data.pop(index, None)
 
-    def discard(self, offset: int, length: int, *, dry_run: bool = False) -> Change:
+    def discard(self, offset: int, length: int, *, dry_run: bool = False, progress: Progress = None) -> Change:
         """Make a byte range read as zeros and free its whole blocks; durable on return. See `nvmtool.region.sweep.discard`."""
         from .sweep import discard
 
         self.check_range(offset, length)
-        return discard(self, offset, length, dry_run=dry_run)
+        return discard(self, offset, length, dry_run=dry_run, progress=progress)
 
     def check_range(self, offset: int, length: int) -> None:
         """Raise UsageError unless the byte range lies in the region."""
