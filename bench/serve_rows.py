@@ -31,7 +31,7 @@ MISSING = [command for command in NEEDED if shutil.which(command) is None]
 
 @contextmanager
 def running(command: list[str], *, ready: str | None = None, socket: Path) -> Iterator[str]:
-    """Run a server and yield the URI of its default export."""
+    """Run a server and yield the URI of its default export; `socket` is there once it can be used."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         assert process.stdout is not None
@@ -111,6 +111,15 @@ class ServeRows:
         with running(command, socket=socket) as uri:
             yield uri
 
+    @contextmanager
+    def mounting(self, path: Path) -> Iterator[list[str]]:
+        """Mount an image of ours and yield fio's options for the region's file."""
+        folder = self.folder / "mnt"
+        folder.mkdir(exist_ok=True)
+        current = folder / "r" / "current"
+        with running(nvmtool("mount", path, folder, "--foreground"), ready="ready", socket=current):
+            yield [f"--filename={current}", "--ioengine=libaio", "--direct=1"]
+
     def compare(self, work: str, measure: Callable[[str], float], target: float, *, prepare: tuple[Any, Any] | None = None) -> Row:
         """Measure on both servers in turn, each on an image that is made once, or again for each measurement."""
         if MISSING:
@@ -141,23 +150,40 @@ class ServeRows:
 
     def requests(self, pattern: str) -> Row:
         """4 KiB at random, depth 16."""
-        side = pattern.removeprefix("rand")
-
-        def measure(uri: str) -> float:
-            job = fio(by_nbd(uri), f"--rw={pattern}", "--bs=4k", "--iodepth=16", "--time_based", f"--runtime={RUN_SECONDS}")
-            return REQUESTS / float(job[side]["iops"])
-
-        work = f"serve: {REQUESTS:,} random {side}s of 4 KiB, depth 16 / qemu-nbd, qcow2"
-        return self.compare(work, measure, 1.5)
+        work = f"serve: {REQUESTS:,} random {pattern.removeprefix('rand')}s of 4 KiB, depth 16 / qemu-nbd, qcow2"
+        return self.compare(work, lambda uri: self._requests_once(pattern, by_nbd(uri)), 1.5)
 
     def sequential(self, pattern: str) -> Row:
-        """1 MiB, 8 at a time."""
+        """1 MiB, 8 at a time, with the flush."""
+        work = f"serve: {pattern} of 1 GiB, 1 MiB x 8, flushed / qemu-nbd, qcow2"
+        return self.compare(work, lambda uri: self._sequential_once(pattern, by_nbd(uri)), 1.0)
 
-        def measure(uri: str) -> float:
-            job = fio(by_nbd(uri), f"--rw={pattern}", "--bs=1m", "--iodepth=8", f"--size={REGION_BYTES}", "--end_fsync=1")
-            return GIB / float(job[pattern]["bw_bytes"])
+    def mounted_requests(self, pattern: str) -> Row:
+        """The same on the mount, past the page cache."""
+        work = f"mount: {REQUESTS:,} random {pattern.removeprefix('rand')}s of 4 KiB, depth 16 / qemu-nbd, qcow2"
+        return self._compare_mounted(work, lambda target: self._requests_once(pattern, target), 0.6)
 
-        return self.compare(f"serve: {pattern} of 1 GiB, 1 MiB x 8 / qemu-nbd, qcow2", measure, 1.0)
+    def mounted_sequential(self, pattern: str) -> Row:
+        """The same on the mount, past the page cache."""
+        work = f"mount: {pattern} of 1 GiB, 1 MiB x 8, flushed / qemu-nbd, qcow2"
+        return self._compare_mounted(work, lambda target: self._sequential_once(pattern, target), 1.0)
+
+    def _compare_mounted(self, work: str, measure: Callable[[list[str]], float], target: float) -> Row:
+        if MISSING:
+            return no_peer(work, f">= {target} x", f"needs {', '.join(MISSING)}")
+        with self.mounting(self.image()) as ours, self.peer(self.qcow2()) as theirs:
+            measure(ours), measure(by_nbd(theirs))
+            row = speed_row(work, lambda: measure(ours), lambda: measure(by_nbd(theirs)), target)
+        self.clean()
+        return row
+
+    def _requests_once(self, pattern: str, target: list[str]) -> float:
+        options = ("--bs=4k", "--iodepth=16", "--time_based", f"--runtime={RUN_SECONDS}", f"--size={REGION_BYTES}")
+        return REQUESTS / float(fio(target, f"--rw={pattern}", *options)[pattern.removeprefix("rand")]["iops"])
+
+    def _sequential_once(self, pattern: str, target: list[str]) -> float:
+        options = ("--bs=1m", "--iodepth=8", f"--size={REGION_BYTES}", "--end_fsync=1")
+        return float(fio(target, f"--rw={pattern}", *options)["job_runtime"]) / 1000
 
     def copy_out(self) -> Row:
         """nbdcopy of the whole region to nowhere."""
@@ -319,4 +345,8 @@ ROWS: dict[str, Callable[[ServeRows], Row]] = {
     "serve-durable": ServeRows.durable,
     "serve-purge-p99": ServeRows.purging,
     "serve-snapshot": ServeRows.snapshot,
+    "mount-randread": lambda rows: rows.mounted_requests("randread"),
+    "mount-randwrite": lambda rows: rows.mounted_requests("randwrite"),
+    "mount-read": lambda rows: rows.mounted_sequential("read"),
+    "mount-write": lambda rows: rows.mounted_sequential("write"),
 }

@@ -16,6 +16,7 @@ from ..region.operations import run_operation
 from .control import Control, Job, Jobs
 from .loop import Loop
 from .turns import Turns
+from .writeback import Writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,6 +99,7 @@ class Serving:
         except BaseException:
             self.jobs.close()
             raise
+        self._writeback = Writeback(device.store)
         self._flushed_at = time.monotonic()
         self._purge_from = 0.0
         self.loop.after_turn.append(self._flush_by_itself)
@@ -123,6 +125,7 @@ class Serving:
             self.front.close()
         self.control.close()
         self.jobs.close()
+        self._writeback.close()
         self.access.close()
         self.loop.close()
         sys.setswitchinterval(self._switch_before)
@@ -202,6 +205,7 @@ class Serving:
 
     def _flush_by_itself(self) -> float | None:
         pending = self.access.pending_blocks
+        self._writeback.look(pending)
         now = time.monotonic()
         if pending == 0:
             self._flushed_at = now

@@ -73,6 +73,9 @@ class Store(Protocol):
     def stay_cached(self) -> None:
         """Let large stores too go through the page cache: whoever stores does not wait for the medium, and reads them soon."""
 
+    def start_writeback(self) -> None:
+        """Let the kernel begin to store what was stored here, so that the next fence waits for less; from any thread."""
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
 
@@ -173,6 +176,10 @@ class FileStore:
         """Let large stores too go through the page cache: whoever stores does not wait for the medium, and reads them soon."""
         self._writer.close()
 
+    def start_writeback(self) -> None:
+        """Let the kernel begin to store what was stored here, so that the next fence waits for less; from any thread."""
+        sysio.start_writeback(self.fd)
+
     def drop_private(self, offset: int, length: int) -> None:
         """Forget this process's private changes of a page range: the view shows the medium again."""
         self._private.madvise(mmap.MADV_DONTNEED, offset, length)
@@ -242,6 +249,9 @@ class DaxStore(FileStore):
     def store_logged(self, offset: int, content: Chunk) -> None:
         """Store a page that the log is about to hold too: durable with the next fence."""
         self.store_bytes(offset, [content])
+
+    def start_writeback(self) -> None:
+        """Do nothing: there is no cache between."""
 
     def adopt(self, offset: int, length: int) -> None:
         """Let the next fence cover a range that another process stored and may not have flushed."""

@@ -14,6 +14,9 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
 
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint]
+
+_SYNC_FILE_RANGE_WRITE = 0x02
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 _NO_SUCH_MODE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
@@ -46,6 +49,11 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
 def allocate(fd: int, offset: int, length: int) -> bool:
     """Give a byte range inside the file storage of its own, which reads as zeros where there was a hole; False where it cannot."""
     return _fallocate(fd, _KEEP_SIZE, offset, length)
+
+
+def start_writeback(fd: int) -> None:
+    """Let the kernel begin to store what was written to a file; makes nothing durable, and may wait for a busy disk."""
+    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def clone_range(source: int, source_offset: int, target: int, target_offset: int, length: int) -> bool:

@@ -243,12 +243,17 @@ class Virtblocks:
         if len(self._free) and self._header(int(self._free[0]) >> lay.ENTRY_BITS, _OWNER) != tag:
             self.forget_free()
         parts: list[Addresses] = []
+        taken: dict[int, Addresses] = {}
         while count:
             while not len(self._free):
-                found = self._find_free(owner, state)
-                # What was taken here already has no home word yet, and would be found a second time.
-                self._free = found[~np.isin(found, np.concatenate(parts))] if parts else found
+                self._free = self._find_free(owner, state)
+                before = taken.get(int(self._free[0]) >> lay.ENTRY_BITS) if len(self._free) else None
+                if before is not None:
+                    # What was taken here already has no home word yet, and would be found a second time.
+                    self._free = self._free[~np.isin(self._free, before)]
             part, self._free = self._free[:count], self._free[count:]
+            block = int(part[0]) >> lay.ENTRY_BITS  # free entries are those of one block
+            taken[block] = np.concatenate([taken[block], part]) if block in taken else part
             # Counted at once, so that the next search does not take the same block for one with room.
             self._add_live(part, 1)
             parts.append(part)
