@@ -23,9 +23,9 @@ _FIRST_CALL = "$zsh_eval_context[-1] == loadautofunc"
 @click.command(
     "completion",
     epilog=example(
-        'eval "$(nvmtool completion bash)"',
-        "nvmtool completion zsh > ~/.zfunc/_nvmtool",
-        "nvmtool completion fish > ~/.config/fish/completions/nvmtool.fish",
+        "nvmtool completion fish | source",
+        "nvmtool completion bash | sudo tee /usr/share/bash-completion/completions/nvmtool",
+        "nvmtool completion zsh | sudo tee /usr/local/share/zsh/site-functions/_nvmtool",
     ),
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -176,6 +176,9 @@ class Serving:
         try:
             while self.access.pending_blocks > _SNAPSHOT_PENDING:
                 self.access.flush()
+                if self.device.journal.is_filling:
+                    with suppress(BusyError):  # readers are there: then the log stays as it is
+                        self.device.journal.checkpoint(patient=False)
                 self.turns.pause()
             started = time.perf_counter()
             with self.access.keeping("running points", "snapshots"):

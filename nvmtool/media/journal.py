@@ -126,6 +126,11 @@ class Journal:
         return not (self._scalars or self._arrays or self._fresh_blocks or self._logged)
 
     @property
+    def is_filling(self) -> bool:
+        """Whether the log is more than an eighth full: a few commits more move it home, which takes longer than they do."""
+        return self._tail - self._start > (self._end - self._start) // 8
+
+    @property
     def is_outdated(self) -> bool:
         """Whether another process has moved the log home since this one read it; raises DamagedError."""
         return self._read_generation() != self.generation
