@@ -46,6 +46,8 @@ class MassStore:
         self._announced = False
         self._can_punch = writable
         self._fd = fd
+        status = os.fstat(fd)
+        self._had_name = stat.S_ISREG(status.st_mode) and status.st_nlink > 0
         self._writer = Writer(fd, past_cache=writable)
         self._dirty = False
         self._dead = False
@@ -135,8 +137,7 @@ class MassStore:
             except OSError as error:
                 self._dead = True
                 raise StorageError(f"{self.path}: flush failed: {error.strerror}") from error
-            status = os.fstat(self._fd)
-            if status.st_nlink == 0 and stat.S_ISREG(status.st_mode):  # and with the last descriptor go the contents
+            if self._had_name and os.fstat(self._fd).st_nlink == 0:  # and with the last descriptor go the contents
                 raise StorageError(f"{self.path}: was deleted while it was in use")
 
     def read(self, slots: SlotNumbers, crcs: NDArray[np.uint32]) -> NDArray[np.uint8]:
