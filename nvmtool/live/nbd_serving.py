@@ -61,7 +61,7 @@ def _listen(place: Place) -> tuple[socket.socket, Facts]:
     try:
         _bind(listener, path)
         listener.listen(_BACKLOG)
-    except BaseException:
+    except BaseException:  # an interrupt too must not leave the socket open
         listener.close()
         raise
     finally:

@@ -96,7 +96,7 @@ class Serving:
         self.jobs = Jobs(self.turns, self._run, self.loop)
         try:
             self.control = Control(self.loop, self.jobs, device.path)
-        except BaseException:
+        except BaseException:  # an interrupt too must end the thread
             self.jobs.close()
             raise
         self._writeback = Writeback(device.store)

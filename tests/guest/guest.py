@@ -225,7 +225,13 @@ class Guest:
         answer = ""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(seconds)
-            connection.connect(str(self.folder / "console"))
+            try:
+                connection.connect(str(self.folder / "console"))
+            except OSError as error:  # QEMU has gone
+                assert self._process is not None
+                raise GuestError(
+                    f"no console for {line}: {error}; QEMU's exit status is {self._process.poll()}: {self.console[-2000:]}"
+                ) from error
             connection.sendall(line.encode() + b"\n")
             while (found := wanted.search(answer)) is None:
                 try:

@@ -133,6 +133,22 @@ def served(server: Served) -> Served:
     return server
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server with a snapshot, for all tests of a file: it survives them all, and what one client does does not matter to the next."""
+    served = Served(tmp_path_factory.mktemp("served"))
+    try:
+        served.create()
+        served.tool("snapshot", "create", served.image, "monday")
+        served.start()
+        yield served
+        assert served.stop() == 0, served.log
+        served.check()
+        assert "internal error" not in served.log and "Traceback" not in served.log
+    finally:
+        served.end()
+
+
 @pytest.fixture
 def clients() -> Callable[..., str]:
     return run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,21 +67,6 @@ def ask(served: Served, message: bytes) -> dict[str, Any]:
             answer: dict[str, Any] = json.loads(received)
             if "progress" not in answer:
                 return answer
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server, which has to survive all of it."""
-    served = Served(tmp_path_factory.mktemp("served"))
-    try:
-        served.create()
-        served.tool("snapshot", "create", served.image, "monday")
-        served.start()
-        yield served
-        assert served.stop() == 0, served.log
-        served.check()
-    finally:
-        served.end()
 
 
 @pytest.mark.parametrize(

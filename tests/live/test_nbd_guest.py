@@ -53,7 +53,9 @@ def _require_sums(files: dict[str, bytes], count: int) -> None:
 def test_a_guest_keeps_its_files_through_snapshots_and_purges(served: Served, tmp_path: Path) -> None:
     need("nbdcopy")
     drive = f"file=nbd+unix:///vm1?socket={served.socket},if=none,id=disk,format=raw,cache=none,discard=unmap"
-    with Guest(work="shell", balloon=False, meminfo=False, extra=("-drive", drive, "-device", "virtio-blk-pci,drive=disk")) as guest:
+    with Guest(
+        work="shell", memory_mib=256, balloon=False, meminfo=False, extra=("-drive", drive, "-device", "virtio-blk-pci,drive=disk")
+    ) as guest:
         guest.shell("/sbin/mke2fs -q -t ext4 /dev/vda && mkdir -p /mnt && mount -t ext4 -o discard /dev/vda /mnt")
         guest.shell(WRITE.format(first=1, last=FILES))
         guest.shell(SUMS)

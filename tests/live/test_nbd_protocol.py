@@ -6,7 +6,6 @@ import os
 import random
 import struct
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,22 +18,6 @@ from .conftest import BLOCK, MIB, Served
 from .nbd_client import Raw
 
 SIZE = 64 * MIB
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all of these tests: what one client does must not matter to the next."""
-    served = Served(tmp_path_factory.mktemp("served"))
-    try:
-        served.create()
-        served.tool("snapshot", "create", served.image, "monday")
-        served.start()
-        yield served
-        assert served.stop() == 0
-        served.check()
-        assert "internal error" not in served.log and "Traceback" not in served.log
-    finally:
-        served.end()
 
 
 def named(name: str) -> bytes:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from nvmtool.live.nbd_protocol import Command, Error, Flag, Option
 
@@ -16,32 +13,6 @@ from .conftest import Served
 from .nbd_client import Raw
 
 USAGE, BUSY, NOT_FOUND, EXISTS = 2, 6, 9, 9
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One image, served, with a snapshot; nothing here may change it."""
-    served = Served(tmp_path_factory.mktemp("served"))
-    try:
-        served.create()
-        served.tool("snapshot", "create", served.image, "monday")
-        served.start()
-        yield served
-        assert served.stop() == 0
-        served.check()
-    finally:
-        served.end()
-
-
-@pytest.fixture
-def idle(tmp_path: Path) -> Iterator[Served]:
-    """An image that nobody serves."""
-    served = Served(tmp_path)
-    try:
-        served.create()
-        yield served
-    finally:
-        served.end()
 
 
 def code_of(*args: object) -> tuple[int, str]:
@@ -61,53 +32,53 @@ def test_an_image_is_served_once(shared: Served, tmp_path: Path) -> None:
         assert client.read(0, 1) == b"\0"
 
 
-def test_a_socket_in_use_is_left_to_its_server(shared: Served, idle: Served) -> None:
-    code, said = code_of(idle.image, "--socket", shared.socket)
+def test_a_socket_in_use_is_left_to_its_server(shared: Served, server: Served) -> None:
+    code, said = code_of(server.image, "--socket", shared.socket)
     assert code == BUSY and str(shared.socket) in said
     with Raw(shared.socket) as client:
         client.go()
 
 
-def test_places_where_no_socket_can_be(idle: Served, tmp_path: Path) -> None:
+def test_places_where_no_socket_can_be(server: Served, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    assert code_of(idle.image, "--socket", file)[0] == EXISTS
+    assert code_of(server.image, "--socket", file)[0] == EXISTS
     assert file.read_text() == "mine"
-    assert code_of(idle.image, "--socket", tmp_path)[0] == EXISTS
-    assert code_of(idle.image, "--socket", tmp_path / ("x" * 120))[0] == USAGE
-    code, said = code_of(idle.image, "--socket", tmp_path / "none" / "s")
+    assert code_of(server.image, "--socket", tmp_path)[0] == EXISTS
+    assert code_of(server.image, "--socket", tmp_path / ("x" * 120))[0] == USAGE
+    code, said = code_of(server.image, "--socket", tmp_path / "none" / "s")
     assert code != 0 and "none/s" in said
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, said = code_of(idle.image, "--port", taken.getsockname()[1])
+        code, said = code_of(server.image, "--port", taken.getsockname()[1])
         assert code == BUSY and str(taken.getsockname()[1]) in said
-    assert "--insecure-address" in code_of(idle.image, "--port", 0, "--address", "0.0.0.0")[1]
-    idle.check()
+    assert "--insecure-address" in code_of(server.image, "--port", 0, "--address", "0.0.0.0")[1]
+    server.check()
 
 
-def test_what_is_not_there_is_not_served(idle: Served, tmp_path: Path) -> None:
+def test_what_is_not_there_is_not_served(server: Served, tmp_path: Path) -> None:
     for options in (("--region", "vm2"), ("--snapshot", "monday"), ("--region", "vm1", "--snapshot", "monday")):
-        assert code_of(idle.image, *options)[0] == NOT_FOUND
+        assert code_of(server.image, *options)[0] == NOT_FOUND
     assert code_of(tmp_path / "none.nvm")[0] == NOT_FOUND
 
 
-def test_several_regions_are_served_together(idle: Served) -> None:
-    idle.tool("region", "create", idle.image, "vm2", "--size", "8M")
-    assert code_of(idle.image, "--snapshot", "monday", "--socket", idle.socket)[0] != 0
-    idle.start()
+def test_several_regions_are_served_together(server: Served) -> None:
+    server.tool("region", "create", server.image, "vm2", "--size", "8M")
+    assert code_of(server.image, "--snapshot", "monday", "--socket", server.socket)[0] != 0
+    server.start()
     for name in ("vm1", "vm2"):
-        with Raw(idle.socket) as client:
+        with Raw(server.socket) as client:
             client.go(name)
             assert client.write(0, name.encode(), flags=Flag.FUA) == 0
-    with Raw(idle.socket) as client:
+    with Raw(server.socket) as client:
         client.greet()
         assert [data[4:] for _, data in client.option(Option.LIST)[:-1]] == [b"vm1", b"vm2"]
         assert client.option(Option.GO, bytes(6))[-1][0] & 1 << 31  # "" would be one of two
         client.socket.close()
-    assert idle.stop() == 0
-    idle.start("--region", "vm2")
-    with Raw(idle.socket) as client:
+    assert server.stop() == 0
+    server.start("--region", "vm2")
+    with Raw(server.socket) as client:
         client.go()
         assert client.read(0, 3) == b"vm2"
 
