@@ -13,19 +13,24 @@ if TYPE_CHECKING:
 
 _small: Callable[[Bytes], int] = crcmod.mkCrcFun(0x11EDC6F41, initCrc=0, rev=True, xorOut=0xFFFFFFFF)
 
+_hardware: Callable[[Bytes], int] | None = None
+
 # Importing the crc32c package costs as much as checksumming this much with crcmod.
 _SMALL_BYTES = 16384
 
 
 def crc32c(data: Bytes) -> int:
     """Return the CRC-32C (Castagnoli) of one contiguous buffer."""
-    if len(data) <= _SMALL_BYTES:
+    if len(data) <= _SMALL_BYTES and _hardware is None:
         return _small(data)
     return block_crc32c()(data)
 
 
 def block_crc32c() -> Callable[[Bytes], int]:
-    """Return the hardware CRC-32C for many blocks; equal to crcmod's, which tests prove."""
-    from crc32c import crc32c as hardware  # deferred: 40 ms of start-up that small commands do not need
+    """Return the hardware CRC-32C for many blocks; equal to crcmod's, which tests prove. From then on `crc32c` uses it too."""
+    global _hardware
+    if _hardware is None:
+        from crc32c import crc32c as hardware  # deferred: 40 ms of start-up that small commands do not need
 
-    return hardware  # type: ignore[no-any-return,unused-ignore]
+        _hardware = hardware
+    return _hardware

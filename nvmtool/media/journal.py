@@ -10,6 +10,7 @@ Crash anywhere: the records up to the last whole one count. Values are absolute,
 
 from __future__ import annotations
 
+import struct
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ LOG_RECORD = np.dtype(
         ("crc", "<u4"),
     ]
 )
-assert LOG_RECORD.itemsize == 40
+_LOG_RECORD = struct.Struct("<8sQQIIII")
+assert LOG_RECORD.itemsize == _LOG_RECORD.size == 40
 RECORD_MAGIC = b"NVMLOGR"
 MIN_LOG_BLOCKS = 32
 
@@ -199,14 +201,15 @@ class Journal:
             self.store.fence()
             return
         changed = self._changed_words()
-        for first, length in runs(np.sort(np.array(self._fresh_blocks, np.int64))):
+        fresh = np.array(self._fresh_blocks, np.int64)
+        for first, length in runs(np.sort(fresh)) if len(fresh) else ():
             self.store.store_bytes(first * PAGE, [self._view_bytes(first, length)])
         # The log record names fresh blocks and data: all of them must be durable before it.
         self.store.fence()
         for block, content in self._logged.items():
             self.store.store_logged(block * PAGE, content)
         self._append(changed)
-        self._changed_pages += [changed // _WORDS_PER_PAGE, np.array(self._fresh_blocks, np.int64)]
+        self._changed_pages += [changed // _WORDS_PER_PAGE, fresh]
 
     def reload(self) -> None:
         """See what other processes committed since; for files whose writers take turns, each under the writer's lock.
@@ -369,10 +372,9 @@ class Journal:
             raise DamagedError(f"log record {self.sequence} at 0x{self._tail:x}: names a block that it must not change")
 
     def _append(self, changed: Indexes) -> None:
-        head = np.zeros(1, LOG_RECORD)
-        head[0] = (RECORD_MAGIC, self.generation, self.sequence, len(changed), len(self._logged), 0, 0)
-        blocks = np.fromiter(self._logged, "<u8", len(self._logged))
-        parts = [head.tobytes(), changed.astype("<u8").tobytes(), self.array[changed].tobytes(), blocks.tobytes(), *self._logged.values()]
+        head = _LOG_RECORD.pack(RECORD_MAGIC, self.generation, self.sequence, len(changed), len(self._logged), 0, 0)
+        blocks = struct.pack(f"<{len(self._logged)}Q", *self._logged)
+        parts = [head, changed.tobytes(), self.array[changed].tobytes(), blocks, *self._logged.values()]
         record = bytearray(b"".join(parts))
         record[_CRC_OFFSET : LOG_RECORD.itemsize] = crc32c(record).to_bytes(4, "little")
         padded = -(-len(record) // PAGE) * PAGE
@@ -385,6 +387,8 @@ class Journal:
 
     def _changed_words(self) -> Indexes:
         scalars = {index for index, _ in self._scalars}
+        if not self._arrays and not self._fresh_blocks:
+            return np.array(sorted(scalars), np.int64)
         changed = [np.fromiter(scalars, np.int64, len(scalars)), *(indexes for indexes, _ in self._arrays)]
         merged = distinct(np.concatenate(changed))
         return merged[~self._fresh[merged // _WORDS_PER_PAGE]]

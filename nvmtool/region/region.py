@@ -180,6 +180,11 @@ class Region:
 
         Raises StorageError, NoSpaceError or BusyError; the writes then stay pending.
         """
+        if len(self._pending) <= 1:
+            if self._pending:
+                self._map(np.array([*self._pending]), np.array([*self._pending.values()]))
+            self._pending_tables.clear()
+            return
         order = np.argsort(np.fromiter(self._pending, np.int64, len(self._pending)), kind="stable")
         indexes = np.fromiter(self._pending, np.int64, len(order))[order]
         blocks = np.fromiter(self._pending.values(), np.int64, len(order))[order]
@@ -294,8 +299,11 @@ class Region:
             self.device.blocks.give_back(np.fromiter(placed.values(), np.int64, len(placed)))
             raise
         self._pending.update(placed)
+        tables = self._pending_tables
         for first, data in extents:
-            self._pending_tables.update(range(first >> lay.TABLE_BITS, (first + len(data) // lay.BLOCK_SIZE - 1 >> lay.TABLE_BITS) + 1))
+            tables.add(first >> lay.TABLE_BITS)
+            if len(data) > lay.BLOCK_SIZE:
+                tables.update(range(first >> lay.TABLE_BITS, (first + len(data) // lay.BLOCK_SIZE - 1 >> lay.TABLE_BITS) + 1))
 
     def _place(self, extents: Sequence[tuple[int, memoryview]], placed: dict[int, int]) -> list[tuple[int, list[Chunk]]]:
         """Choose a block for each one of the extents; return (first block, contents) of runs, in the order in which to store them.
@@ -310,7 +318,9 @@ class Region:
             while index < end:
                 block = None if unplaced else placed.get(index) or self._pending.get(index)
                 length = 1
-                if block is None:
+                if block is None and end - index == 1:
+                    block = placed[index] = self.device.blocks.take_one()
+                elif block is None:
                     unplaced = unplaced or self._unplaced(index, end, placed)
                     block, length = self.device.blocks.take_run(unplaced)
                     placed.update(zip(range(index, index + length), range(block, block + length), strict=True))
