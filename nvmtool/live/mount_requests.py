@@ -11,11 +11,11 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 import pyfuse3
-import trio
 
 from ..errors import BusyError, NoSpaceError, NotFoundError, NvmtoolError, RefusedError, UsageError
 from ..region import layout as lay
 from ..region.access import Export
+from .mount_tasks import Tasks
 from .mount_tree import Node, Tree
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Mounted(pyfuse3.Operations):
         super().__init__()
         self._serving = serving
         self.tree = Tree(serving.access, only, writable=serving.device.writable)
+        self.tasks = Tasks(serving.loop)
         self.served = 0
         self._held = 0
         self._next_handle = 1
@@ -59,6 +60,7 @@ class Mounted(pyfuse3.Operations):
 
     def close(self) -> None:
         """Forget all open files."""
+        self.tasks.close()
         self._files.clear()
         self._listings.clear()
 
@@ -176,7 +178,7 @@ class Mounted(pyfuse3.Operations):
     async def _wait(self) -> None:
         self._held += 1
         try:
-            await trio.sleep(_RETRY_SECONDS)
+            await self.tasks.sleep(_RETRY_SECONDS)
         finally:
             self._held -= 1
 

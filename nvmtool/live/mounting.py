@@ -1,7 +1,7 @@
 """Mounting an image's regions and snapshots as files: FUSE in front of what `nvmtool.live.serving` does.
 
-Trio, which pyfuse3 stands on, has the thread; the event loop's own descriptors are one of the things that it waits for. All of it runs in
-one thread, so the device changes hands between two requests, as beside NBD.
+pyfuse3's tasks run in the event loop of the serving process (`mount_tasks`), in one thread, so the device changes hands between two
+requests, as beside NBD.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stopping import Stop
-    from .mount_requests import Mounted
+    from .mount_tasks import Tasks
 
     Facts = dict[str, Any]
 
 _FUSE = "/dev/fuse"
-# Tasks that wait for requests; fewer would be ended and started again for each request.
-_LEAST_READERS = 8
+# Tasks that wait for requests while others wait for space; one more is started when none is left.
+_LEAST_READERS = 1
 _MOST_REQUESTS_AT_ONCE = 64
-# While clients write, what is to be flushed is looked at so often.
-_LOOK_SECONDS = 0.02
 
 
 def mount(
@@ -41,7 +39,6 @@ def mount(
     require_mountable(folder)
     try:
         import pyfuse3
-        import trio
     except ImportError as error:
         raise UsageError(
             f"mounting needs {error.name}, which is not installed: pip install 'nvmtool[mount]' (it is built then: on Debian and Ubuntu "
@@ -63,7 +60,7 @@ def mount(
         try:
             stop.on_ask(serving.loop.wake)
             ready({"image": offer.image, "folder": folder, "exports": serving.names()})
-            trio.run(_serve, serving, requests, stop)
+            _serve(serving, requests.tasks, stop)
             unmounted = not stop.reason
         finally:
             pyfuse3.close(unmount=not unmounted)
@@ -90,26 +87,19 @@ def require_mountable(folder: str) -> None:
         raise StorageError(f"{_FUSE}: {'cannot be opened' if os.path.exists(_FUSE) else 'is not there'}; mounting needs it")
 
 
-async def _serve(serving: Serving, requests: Mounted, stop: Stop) -> None:
-    """Answer the kernel until it unmounts, and turn the event loop beside it."""
+def _serve(serving: Serving, tasks: Tasks, stop: Stop) -> None:
+    """Answer the kernel until it unmounts, or until told to stop."""
     import pyfuse3
-    import trio
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_turn, serving, requests, stop)
-        await pyfuse3.main(_LEAST_READERS, _MOST_REQUESTS_AT_ONCE)
-        nursery.cancel_scope.cancel()
-
-
-async def _turn(serving: Serving, requests: Mounted, stop: Stop) -> None:
-    import pyfuse3
-    import trio
-
-    sleep, before = 0.0, 0
-    while not stop.reason:
-        with trio.move_on_after(sleep):
-            await trio.lowlevel.wait_readable(serving.loop.fd)
-        sleep = serving.turn(0.0)
-        if requests.served != before:
-            sleep, before = min(sleep, _LOOK_SECONDS), requests.served
-    pyfuse3.terminate()
+    before = pyfuse3.trio  # type: ignore[attr-defined,unused-ignore]
+    pyfuse3.trio = tasks  # type: ignore[attr-defined,unused-ignore]
+    try:
+        tasks.start(pyfuse3.main(_LEAST_READERS, _MOST_REQUESTS_AT_ONCE))
+        sleep = 0.0
+        while not tasks.is_done:
+            sleep = serving.turn(sleep)
+            if stop.reason:
+                pyfuse3.terminate()
+                sleep = 0.0
+    finally:
+        pyfuse3.trio = before  # type: ignore[attr-defined,unused-ignore]

@@ -105,11 +105,11 @@ def _holds(process: Path, wanted: os.stat_result, byte: int) -> bool:
         links = list((process / "fd").iterdir())
     except OSError:  # the process ended meanwhile, or is not ours to look at
         return False
+    end = f":{wanted.st_ino} {byte} {byte}"
     for link in links:
         with suppress(OSError):  # closed meanwhile
-            status = link.stat()
-            same = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
-            if same and any(f" {byte} {byte}" in line for line in _lock_lines(process / "fdinfo" / link.name)):
+            # Other files are not even looked at: what one of a dead network or FUSE mount is may never be answered.
+            if any(line.endswith(end) for line in _lock_lines(process / "fdinfo" / link.name)) and os.path.samestat(link.stat(), wanted):
                 return True
     return False
 

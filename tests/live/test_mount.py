@@ -326,6 +326,21 @@ def test_the_background_mount_is_usable_when_the_command_returns(image: Mounted)
     image.check()
 
 
+def test_a_mount_that_answers_nobody_does_not_keep_others_from_naming_who_has_an_image(image: Mounted) -> None:
+    image.mount()
+    with image.current.open("rb") as file:
+        user = subprocess.Popen(["sleep", "600"], stdin=file)
+    assert image.process is not None
+    image.process.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(1.1)  # until then the kernel answers by itself what it was told before
+        assert f"in use by process {image.process.pid}" in image.tool("discard", image.image, "--offset", 0, "--length", "4K", code=6)
+    finally:
+        image.process.send_signal(signal.SIGCONT)
+        user.kill()
+        user.wait()
+
+
 def _folder(image: Mounted, name: str) -> Path:
     folder = image.folder / name
     folder.mkdir()
