@@ -207,10 +207,6 @@ class Device:
 
         self._slots_left_over = not self.slots.pairing.is_settled
         finish_deletions(self)
-        if any(region.record.get("flags") & lay.RECEIVING for region in self.regions()):
-            from .receive import finish_receiving
-
-            finish_receiving(self)
 
     def evict_readers_after(self, seconds: float) -> None:
         """Never wait for readers; go on without them when they have kept the log from going home for so long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import layout as lay
+from .snapshots import count_snapshots
 
 if TYPE_CHECKING:
     from .device import Device
@@ -54,7 +55,7 @@ def region_info(region: Region) -> dict[str, Any]:
         "size_bytes": region.size_bytes,
         "mapping": region.mapping,
         "converting": bool(record.get("flags") & lay.CONVERTING),
-        "snapshots": record.get("nsnapshots"),
+        "snapshots": count_snapshots(region),
         "active_bytes": mapped * lay.BLOCK_SIZE,
         "active_purged_bytes": purged * lay.BLOCK_SIZE,
         "non_active_bytes": (record.get("nvm_blocks") - (mapped - purged)) * lay.BLOCK_SIZE,

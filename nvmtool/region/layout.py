@@ -136,7 +136,6 @@ VIRTBLOCK_MAPPING = 1
 DELETING = 2
 CONVERTING = 4
 SWEEPING = 8
-RECEIVING = 16  # an incremental stream is being applied to the running point
 # in a snapshot's parent word
 SNAPSHOT_DELETING = 1 << 51
 

@@ -1,8 +1,6 @@
-"""Receiving a stream: all of it is verified first, then it is applied, and a state of its own shows until it is complete.
+"""Receiving a stream: all of it is verified first, then it is applied where nobody reads, and shows when it is complete (`arriving.py`).
 
-What arrives through a pipe is kept in a nameless file beside the image meanwhile. A full stream fills a region that is marked as being
-deleted; an incremental one writes to the running point of a region marked as receiving. The last step, one transaction, takes the mark off
-and makes the snapshot. Killed before, the next writable open deletes the region, or sets the running point back (`finish_receiving`).
+What arrives through a pipe is kept in a nameless file beside the image meanwhile.
 """
 
 from __future__ import annotations
@@ -16,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DamagedError, ExistsError, NoSpaceError, NotFoundError, RefusedError
-from ..media import word
 from ..media.record import check_name
 from ..media.store import translated
 from ..media.stream import STREAM
 from . import layout as lay
 from . import stream_format as form
+from .arriving import NewRegion, NextSnapshot
 from .send import digest_of
-from .snapshots import create_snapshot, diff_states, revert_region
-from .sweep import finish_deletions
+from .snapshots import diff_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,9 +74,10 @@ def receive(
     """Take in a stream from a file or standard input (`-`): a region and its snapshot, or a further snapshot of a region.
 
     `region` is the name it gets, or has, here; the stream's own unless said. `force` discards what the running point has that its base
-    has not. All is durable on return; before, and after any error or kill, no region, snapshot or running point is another. A dry run
-    verifies the stream and all conditions. Raises FormatError, DamagedError (cut off, or damaged), NotFoundError (no such base),
-    ExistsError, RefusedError (a base with other contents, a running point that was written to), NoSpaceError or StorageError.
+    has not. All is durable on return; until then, and after any error or kill, readers see every region, snapshot and running point as it
+    was before. A dry run verifies the stream and all conditions. Raises FormatError, DamagedError (cut off, or damaged), NotFoundError
+    (no such base), ExistsError, RefusedError (a base with other contents, a running point that was written to), NoSpaceError or
+    StorageError.
     """
     device.require(dry_run=dry_run)
     started = time.monotonic()
@@ -92,13 +90,13 @@ def receive(
             header, blocks, holes, length = _verify(file, name, spool, lambda done: progress and total and progress(done, total, "bytes"))
         target = _target(device, header, region)
         _require_room(device, blocks, header)
+        if isinstance(target, tuple):
+            _require_unchanged(*target, force)
         if not dry_run:
             again = file if spool is None else spool
             again.seek(0)
             before = size if total else 0
-            _apply(device, target, header, again, name, force, lambda done: progress and progress(before + done, before + length, "bytes"))
-        elif isinstance(target, tuple):
-            _require_unchanged(target[0], header.base, force)
+            _apply(device, target, header, again, name, lambda done: progress and progress(before + done, before + length, "bytes"))
     shown = target[0].name if isinstance(target, tuple) else target
     return ReceiveResult(shown, header.snapshot, header.base or None, blocks, holes, length, round(time.monotonic() - started, 6))
 
@@ -174,47 +172,23 @@ def _apply(
     header: form.StreamHeader,
     file: BinaryIO,
     name: str,
-    force: bool,
     report: Callable[[int], object],
 ) -> None:
     if isinstance(target, tuple):
-        region, base = target
-        _require_unchanged(region, base, force)
-        if region.record.get("parent") != region.snapshot(base).id or next(diff_states(region, base, None), None) is not None:
-            revert_region(region, base)  # so that the base is what `finish_receiving` goes back to
-        mark = lay.RECEIVING
-        with device.transaction():
-            region.record.put("flags", region.record.get("flags") | mark)
+        arriving: NewRegion | NextSnapshot = NextSnapshot(*target)
     else:
-        mapping = "virtblock" if header.virtblock else "direct"
-        region = device.create_region(target, header.size_blocks * lay.BLOCK_SIZE, mapping, hidden=True)
-        mark = lay.DELETING
+        arriving = NewRegion(device, target, header.size_blocks * lay.BLOCK_SIZE, "virtblock" if header.virtblock else "direct")
     try:
         source = _File(file, name)
         source.read(_HEADER_BYTES)
         for record in form.iter_records(source, header, name):
             offset, length = record.first * lay.BLOCK_SIZE, record.count * lay.BLOCK_SIZE
             if record.data is not None:
-                region.write(offset, record.data.reshape(-1).data)
+                arriving.region.write(offset, record.data.reshape(-1).data)
             elif record.kind == form.HOLE:
-                region.discard(offset, length)
+                arriving.region.discard(offset, length)
             report(source.position)
-        create_snapshot(region, header.snapshot, created=header.created, unmark=mark)
+        arriving.complete(header.snapshot, header.created)
     except BaseException:  # an interrupt too must leave nothing of it
-        region.flush()
-        finish_deletions(device)
-        finish_receiving(device)
+        arriving.abandon()
         raise
-
-
-def finish_receiving(device: Device) -> None:
-    """Set running points back to the snapshot that they descend from, where a killed process was receiving."""
-    for region in device.regions():
-        if region.record.get("flags") & lay.RECEIVING:
-            parent = region.record.get("parent")
-            base = next(record for record in region.snapshots if record.id == parent)
-            if region.root_of(None) != base.get_pointer("root", word.TABLE):
-                revert_region(region, base.name)
-            with device.transaction():
-                region.record.put("flags", region.record.get("flags") & ~lay.RECEIVING)
-            device.resumed.add((region.name, None))

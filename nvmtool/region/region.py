@@ -197,6 +197,13 @@ class Region:
             self._map(indexes[first:end], blocks[first:end])
         self._pending_tables.clear()
 
+    def forget_writes(self) -> None:
+        """Forget what was written since the last flush; its blocks are free again."""
+        self.device.blocks.give_back(np.fromiter(self._pending.values(), np.int64, len(self._pending)))
+        self._pending.clear()
+        self._pending_data.clear()
+        self._pending_tables.clear()
+
     def _map(self, indexes: NDArray[np.int64], blocks: NDArray[np.int64]) -> None:
         data = self._pending_data
         try:

@@ -69,21 +69,33 @@ def create_snapshot(region: Region, name: str, *, created: int | None = None, un
 def _move_to_snapshot(region: Region, name: str) -> Record:
     """Make a snapshot record of the running point's state and give the running point a new id and an empty array."""
     record = region.record
-    snapshot = region.snapshots.create()
     state = record.get("state")
-    snapshot.id = state
-    snapshot.put("parent", record.get("parent"))
-    snapshot.put_pointer("root", word.TABLE, record.get_pointer("root", word.TABLE))
+    snapshot = add_snapshot(region, name, state, record.get("parent"), record)
     snapshot.put_pointer("array", word.ARRAY, record.get_pointer("array", word.ARRAY))
-    snapshot.put("created", time.time_ns() // 1000)
-    snapshot.put("mapped", record.get("mapped"))
-    snapshot.name = name
-    record.put("state", record.get("next_state"))
-    record.put("next_state", record.get("next_state") + 1)
+    record.put("state", take_state(region))
     record.put("parent", state)
     record.put_pointer("array", word.ARRAY, 0)
-    record.put("nsnapshots", record.get("nsnapshots") + 1)
     return snapshot
+
+
+def add_snapshot(region: Region, name: str, state: int, parent: int, like: Record) -> Record:
+    """Make a snapshot record with the tree of another state and no array, in the open transaction; that root is not counted again."""
+    snapshot = region.snapshots.create()
+    snapshot.id = state
+    snapshot.put("parent", parent)
+    snapshot.put_pointer("root", word.TABLE, like.get_pointer("root", word.TABLE))
+    snapshot.put("created", time.time_ns() // 1000)
+    snapshot.put("mapped", like.get("mapped"))
+    snapshot.name = name
+    region.record.put("nsnapshots", region.record.get("nsnapshots") + 1)
+    return snapshot
+
+
+def take_state(region: Region) -> int:
+    """Return the next unused state id and use it up, in the open transaction."""
+    state = region.record.get("next_state")
+    region.record.put("next_state", state + 1)
+    return state
 
 
 def delete_snapshot(region: Region, name: str, progress: Progress = None, *, dry_run: bool = False) -> Change:
@@ -111,25 +123,34 @@ def revert_region(region: Region, name: str, progress: Progress = None, *, dry_r
 
     Purged blocks become active where they are: they are read from the mass store until they are written or recalled. Raises NotFoundError.
     """
-    device, record = region.device, region.record
+    device = region.device
     device.require(dry_run=dry_run)
     region.flush()
     target = region.snapshot(name)
     before = device.blocks.free_blocks, device.slots.used
-    root = target.get_pointer("root", word.TABLE)
-    mapped_purged = _mapped_purged(region, root)
     with device.transaction():
-        # The old state goes as a nameless snapshot that is being deleted, so that a kill cannot leave half of it.
-        remains = _move_to_snapshot(region, "")
-        mark_deleted(region, remains)
-        record.put_pointer("root", word.TABLE, root)
-        record.put("parent", target.id)
-        record.put("mapped", target.get("mapped"))
-        record.put("mapped_purged", mapped_purged)
-        if root:
-            device.blocks.add_refs(np.array([root]), word.TABLE)
+        remains = run_on_from(region, target)
     pointers = sweep_snapshot(region, remains, progress)
     return Change(device.blocks.free_blocks - before[0], before[1] - device.slots.used, pointers)
+
+
+def run_on_from(region: Region, target: Record) -> Record:
+    """Let the running point have a snapshot's state, in the open transaction; return what it had, which is to be swept.
+
+    The old state becomes a nameless snapshot that is being deleted, so that a kill cannot leave half of it.
+    """
+    record = region.record
+    root = target.get_pointer("root", word.TABLE)
+    mapped_purged = _mapped_purged(region, root)
+    remains = _move_to_snapshot(region, "")
+    mark_deleted(region, remains)
+    record.put_pointer("root", word.TABLE, root)
+    record.put("parent", target.id)
+    record.put("mapped", target.get("mapped"))
+    record.put("mapped_purged", mapped_purged)
+    if root:
+        region.device.blocks.add_refs(np.array([root]), word.TABLE)
+    return remains
 
 
 def _mapped_purged(region: Region, root: int) -> int:
@@ -260,6 +281,13 @@ def _iter_changed(region: Region, a: int, b: int) -> Iterator[tuple[int, int]]:
             if region.read_block(a, offset) == region.read_block(b, offset):
                 indexes[position] = -1
         yield from runs(indexes[indexes >= 0])
+
+
+def count_snapshots(region: Region) -> int:
+    """Return how many snapshots can be read; the number in the record counts those that come or go too."""
+    if not region.record.get("flags") & lay.SWEEPING:
+        return region.record.get("nsnapshots")
+    return int((region.snapshots.column("parent")[1] & lay.SNAPSHOT_DELETING == 0).sum())
 
 
 def require_snapshots(region: Region, names: tuple[str, ...]) -> list[Record]:

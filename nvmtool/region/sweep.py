@@ -196,7 +196,8 @@ def sweep_snapshot(region: Region, record: Record, progress: Progress = None) ->
             region.record.put("parent", parent)
         record.clear()
         region.record.put("nsnapshots", region.record.get("nsnapshots") - 1)
-        region.record.put("flags", region.record.get("flags") & ~lay.SWEEPING)
+        if not (parents & lay.SNAPSHOT_DELETING)[numbers != record.number].any():
+            region.record.put("flags", region.record.get("flags") & ~lay.SWEEPING)
     return sweep.pointers
 
 
@@ -210,11 +211,12 @@ def delete_region(device: Device, name: str, *, dry_run: bool = False, progress:
     before = device.blocks.free_blocks, device.slots.used
     with device.transaction():
         region.record.put("flags", region.record.get("flags") | lay.DELETING)
-    pointers = _sweep_region(region, progress)
+    pointers = sweep_region(region, progress)
     return Change(device.blocks.free_blocks - before[0], before[1] - device.slots.used, pointers)
 
 
-def _sweep_region(region: Region, progress: Progress = None) -> int:
+def sweep_region(region: Region, progress: Progress = None) -> int:
+    """Take a marked region apart with all its snapshots and free its record; return the level-1 entries dropped. Each step commits."""
     device = region.device
     sweep = Sweep(region, progress)
     with device.transaction():
@@ -242,7 +244,7 @@ def finish_deletions(device: Device) -> None:
             continue
         region = device.any_region(record)
         if flags & lay.DELETING:
-            _sweep_region(region)
+            sweep_region(region)
             device.resumed.add((region.name, None))
             continue
         for snapshot in list(region.snapshots):

@@ -333,9 +333,9 @@ STEPS = [
     ),
     plant(
         "half a revert commits",
-        snapshots.revert_region,
-        "        mark_deleted(region, remains)\n",
-        "        device.journal.commit()\n        mark_deleted(region, remains)\n",
+        snapshots.run_on_from,
+        "    mark_deleted(region, remains)\n",
+        "    region.device.journal.commit()\n    mark_deleted(region, remains)\n",
         "snapshot-revert",
     ),
     plant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,15 +13,21 @@ from nvmtool.region.convert import convert_region
 from nvmtool.region.lending import forget_lent, lend_blocks, lent_block_numbers, take_back
 from nvmtool.region.purge import purge
 from nvmtool.region.recall import recall
+from nvmtool.region.receive import receive
+from nvmtool.region.send import digest_of
 from nvmtool.region.snapshots import create_snapshot, delete_snapshot, revert_region
+from nvmtool.region.stream_format import StreamHeader
 from nvmtool.region.transfer import import_file
 
 from .model import BLOCK, LENT, ZEROS, Model, RegionModel
+from .streams import stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nvmtool.region.device import Device
+
+    from .streams import Piece
 
     Run = Callable[[Device], object]
     Steps = Callable[[Model], list[Model]]
@@ -84,16 +91,23 @@ def _discard(name: str, offset: int, length: int) -> Operation:
     return Operation(name, lambda device: device.region("vm").discard(offset, length), steps)
 
 
+@contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    """Give the path of a file in memory."""
+    fd = os.memfd_create("source")
+    try:
+        os.write(fd, content)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
 def _import(name: str, offset: int, source: bytes) -> Operation:
     """A file: its data in one commit, then each run of zeros in one."""
 
     def run(device: Device) -> None:
-        fd = os.memfd_create("source")
-        try:
-            os.write(fd, source)
-            import_file(device.region("vm"), f"/proc/self/fd/{fd}", offset)
-        finally:
-            os.close(fd)
+        with _file(source) as path:
+            import_file(device.region("vm"), path, offset)
 
     def steps(model: Model) -> list[Model]:
         region, holes, found = model["vm"], [], []
@@ -128,6 +142,31 @@ def _snapshot(name: str, snapshot: str, write: tuple[int, bytes] | None = None) 
     return Operation(name, run, steps)
 
 
+def _receive(name: str, snapshot: str, *pieces: Piece, base: str | None = None, taken: bool = False) -> Operation:
+    """A stream: a region, or the next snapshot of one, which is taken just before or has been left behind by the running point.
+
+    However many commits it takes, what it brings is seen when it is complete.
+    """
+
+    def run(device: Device) -> None:
+        vm = device.region("vm")
+        if taken and base:
+            create_snapshot(vm, base)
+        digest = digest_of(vm, base) if base else bytes(16)
+        header = StreamHeader(vm.nblocks, int(vm.mapping == "virtblock"), 1, "vm" if base else "arrived", snapshot, base or "", digest)
+        with _file(stream_of(header, pieces)) as path:
+            receive(device, path, force=base is not None and not taken)
+
+    def steps(model: Model) -> list[Model]:
+        before = model["vm"].snapshot(base) if taken and base else model["vm"]
+        region = replace(before, current=before.snapshots[base]) if base else RegionModel(before.nblocks, before.mapping)
+        for first, what in pieces:
+            region = region.write(first * BLOCK, ZEROS * what if isinstance(what, int) else what)
+        return [_changed(model, before), _changed(model, region.snapshot(snapshot), "vm" if base else "arrived")]
+
+    return Operation(name, run, steps)
+
+
 def _convert(name: str) -> Operation:
     """The other mapping than the region has; what is read stays the same."""
     other = {"virtblock": "direct", "direct": "virtblock"}
@@ -151,6 +190,7 @@ def operations() -> list[Operation]:
     """Return all operations; those that the state of a device refuses are skipped there."""
     vm = "vm"
     sparse_source = pattern(60, 2) + ZEROS * 2 + pattern(61) + ZEROS + pattern(62, 2)
+    pieces = ((1, pattern(80, 3)), (4, 2), (20, pattern(81, 9)), (509, 1), (510, pattern(82, 4)))
     return [
         _write("write-logged", (3 * BLOCK, pattern(1))),
         _write("write-own", (21 * BLOCK, pattern(12))),
@@ -174,6 +214,9 @@ def operations() -> list[Operation]:
         Operation("purge-part", lambda d: purge(d, mode="pointer-elimination", region=vm, snapshots=["s2"], max_bytes=BLOCK), _same),
         Operation("recall", lambda d: recall(d, region=vm), _same),
         Operation("recall-snapshot", lambda d: recall(d, region=vm, snapshot="s1", max_bytes=2 * BLOCK), _same),
+        _receive("receive", "r1", *pieces),
+        _receive("receive-next", "r2", *pieces, base="s2"),
+        _receive("snapshot-receive", "r3", *pieces, base="s5", taken=True),
         _convert("convert"),
         Operation(
             "region-create",
