@@ -86,30 +86,26 @@ class _FillingRecord(Record):
 
     def __init__(self, region: Record, snapshot: Record, device: Device) -> None:
         super().__init__(device.records, region.number, region.base)
-        self._snapshot = snapshot
+        self._region, self._snapshot = region, snapshot
         # No snapshot has this counter: `run_on_from` finds out what it is for the running point.
         self._mapped_purged = 0
 
     def get(self, field: str) -> int:
         if field == "state":
             return self._snapshot.id
-        if field == "mapped":
-            return self._snapshot.get(field)
-        return self._mapped_purged if field == "mapped_purged" else super().get(field)
+        return self._mapped_purged if field == "mapped_purged" else self._holder(field).get(field)
 
     def put(self, field: str, payload: int) -> None:
-        if field == "mapped":
-            self._snapshot.put(field, payload)
-        elif field == "mapped_purged":
+        if field == "mapped_purged":
             self._mapped_purged = payload
         else:
-            super().put(field, payload)
+            self._holder(field).put(field, payload)
 
     def get_pointer(self, field: str, kind: int) -> int:
-        return self._snapshot.get_pointer(field, kind) if field in ("root", "array") else super().get_pointer(field, kind)
+        return self._holder(field).get_pointer(field, kind)
 
     def put_pointer(self, field: str, kind: int, block: int) -> None:
-        if field in ("root", "array"):
-            self._snapshot.put_pointer(field, kind, block)
-        else:
-            super().put_pointer(field, kind, block)
+        self._holder(field).put_pointer(field, kind, block)
+
+    def _holder(self, field: str) -> Record:
+        return self._snapshot if field in ("root", "array", "mapped") else self._region

@@ -18,7 +18,8 @@ from tests.crash.trace import FENCE, STORE
 SEED = 1
 EFFORT = Effort(most=7, samples=2, prove_one_of=1000, depth=1)
 ALONE = ["write-logged", "write-home-purged", "snapshot-create", "purge-pointers", "recall", "convert", "region-delete-other", "lend"]
-PAIRS = ["recall+purge-pointers", "snapshot-delete-oldest+write-home", "lend+take-back", "lend+forget"]
+ALONE += ["receive", "receive-next", "snapshot-receive"]
+PAIRS = ["recall+purge-pointers", "snapshot-delete-oldest+write-home", "lend+take-back", "lend+forget", "receive-next+snapshot-revert"]
 REPAIRS = [name for name in suite("virtblock").special if name.startswith("repair")]
 FOUND_QUICKLY = [
     "fence dropped: the log record",
@@ -26,6 +27,7 @@ FOUND_QUICKLY = [
     "replay skips the CRC",
     "a slot is punched before the commit",
     "count forgotten: shared table copied",
+    "receiving: the running point is written to",
     "file store: fence without fdatasync",
 ]
 
@@ -57,7 +59,7 @@ def test_a_repair_cut_off_anywhere_is_finished_by_another(mapping: str) -> None:
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_at_each_fence_the_real_files_are_what_the_seam_was_told(tmp_path: Path, mapping: str) -> None:
-    for name in ("write-home", "write-logged-few", "purge-pointers", "recall", "snapshot-delete-oldest", "convert"):
+    for name in ("write-home", "write-logged-few", "purge-pointers", "recall", "snapshot-delete-oldest", "convert", "receive-next"):
         assert suite(mapping).prove(tmp_path, name) == [], name
 
 

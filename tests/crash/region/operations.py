@@ -190,7 +190,7 @@ def operations() -> list[Operation]:
     """Return all operations; those that the state of a device refuses are skipped there."""
     vm = "vm"
     sparse_source = pattern(60, 2) + ZEROS * 2 + pattern(61) + ZEROS + pattern(62, 2)
-    pieces = ((1, pattern(80, 3)), (4, 2), (20, pattern(81, 9)), (509, 1), (510, pattern(82, 4)))
+    pieces = ((1, pattern(80, 2)), (4, 2), (20, pattern(81, 9)), (509, 1), (510, pattern(82, 4)))
     return [
         _write("write-logged", (3 * BLOCK, pattern(1))),
         _write("write-own", (21 * BLOCK, pattern(12))),
