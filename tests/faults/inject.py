@@ -86,7 +86,7 @@ def points(bench: Bench | SwapBench | HostBench) -> list[Point]:
 def _subject(rest: str, folder: Path) -> str:
     """Return which file of the folder a traced call is about, or nothing."""
     rest = _CURRENT_FOLDER.sub("AT_FDCWD", rest)
-    for name in ("disk.nvm", "disk.mass", "out.raw", "import.raw", "vm.swap", "vm.stamps", "pool.rsv", *_OF_HOSTS):
+    for name in ("disk.nvm", "disk.mass", "out.raw", "import.raw", ".nvms", "vm.swap", "vm.stamps", "pool.rsv", *_OF_HOSTS):
         if name in rest:
             return name
     return "a file without a name" if f"{folder}/#" in rest or "O_TMPFILE" in rest else "the folder" if '"."' in rest else ""

@@ -20,7 +20,20 @@ _CHANGING = ("pwritev2", "pwrite64", "pwritev", "fdatasync", "fsync", "rename", 
 
 
 @pytest.mark.skipif(not have_strace(), reason="strace is not installed")
-@pytest.mark.parametrize("name", ["write of one block", "purge virtblock", "format", "defrag", "vm suspend", "vm resume", "host return"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "write of one block",
+        "purge virtblock",
+        "format",
+        "receive",
+        "receive of what changed",
+        "defrag",
+        "vm suspend",
+        "vm resume",
+        "host return",
+    ],
+)
 def test_failed_and_killed_system_calls_lose_nothing(name: str, tmp_path: Path) -> None:
     bench = make_bench(name, tmp_path)
     every = [fault for fault in faults(points(bench)) if fault.point.call in _CHANGING]
