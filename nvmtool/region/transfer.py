@@ -95,7 +95,8 @@ def import_file(region: Region, src: str, offset: int = 0, progress: Progress = 
 def export_file(region: Region, dst: str, snapshot: str | None = None, progress: Progress = None) -> ExportResult:
     """Write the running point or a snapshot to a sparse raw file, or to standard output (`-`); purged blocks are verified on the way.
 
-    The file appears whole or not at all. Raises DamagedError, NotFoundError, NoSpaceError or StorageError.
+    The file appears whole or not at all. Raises DamagedError, NotFoundError, NoSpaceError, StorageError, or BusyError when the image's
+    writer could not wait any longer.
     """
     region.flush()
     started = time.monotonic()
@@ -112,6 +113,7 @@ def export_file(region: Region, dst: str, snapshot: str | None = None, progress:
                 new.allocate(region.size_bytes, sparse=True)
                 new.clear(region.size_bytes)
                 data = _export_sparse(region, snapshot, new, progress)
+                region.device.require_current()  # what may be a mixture takes no file's place
                 new.publish(durable=False)
         finally:
             new.close()

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nvmtool.errors import DamagedError
+from nvmtool.errors import BusyError, DamagedError
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
+from nvmtool.region.send import send_snapshot
 from nvmtool.region.snapshots import create_snapshot, diff_states
 from nvmtool.region.transfer import export_file, import_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
 
 MIB = 1 << 20
 
@@ -56,6 +59,31 @@ def test_import_then_export_is_the_same_file_with_its_holes(tmp_path: Path) -> N
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
     assert result.bytes_data == MIB
     assert (tmp_path / "copy").stat().st_blocks * 512 < 2 * MIB
+
+
+@pytest.mark.parametrize("copy", [export_file, send_snapshot])
+def test_a_reader_that_a_server_did_not_wait_for_publishes_no_file(copy: Callable[..., object], tmp_path: Path) -> None:
+    path, target = _device(tmp_path), tmp_path / "copy"
+    target.write_bytes(b"what was there before")
+    with Device.open(path, writable=True) as device:
+        device.region().write(0, os.urandom(8 * MIB))
+        create_snapshot(device.region(), "monday")
+    evictions = []
+
+    def go_on_without(*_: object) -> None:
+        if not evictions:
+            with Device.open(path, writable=True) as device:
+                device.evict_readers_after(0)
+                device.region().write(0, bytes(MIB))
+                device.region().flush()
+                device.journal.checkpoint()
+            evictions.append(1)
+
+    with pytest.raises(BusyError, match="while it was being read"), Device.open(path) as device:
+        with pytest.raises(BusyError, match="while it was being read"):
+            copy(device.region(), dst=str(target), snapshot="monday", progress=go_on_without)
+    assert evictions
+    assert target.read_bytes() == b"what was there before"
 
 
 def test_import_over_data_leaves_zeros_where_the_source_has_them(tmp_path: Path) -> None:
