@@ -169,7 +169,7 @@ class Export:
             return []
         first, end = offset >> _BITS, -(-(offset + length) >> _BITS)
         where = self._locate(first, end)
-        if not where.any():
+        if not where[0] and not where.any():
             return None
         parts = self._pieces(first, where)
         if offset & _MASK:
@@ -191,15 +191,18 @@ class Export:
 
     def _pieces(self, first: int, where: Ints) -> list[memoryview]:
         """Return the contents of consecutive logical blocks at locations, in as few stretches as they have runs."""
-        steps = np.arange(len(where))
+        logged = self.region.pending_data if self.snapshot is None else {}
+        at, count = int(where[0]), len(where)
+        if at > 0 and where[-1] - at == count - 1 and not logged and (where[1:] - where[:-1] == 1).all():
+            return [self._view[at << _BITS : (at + count) << _BITS]]  # as a region is that was written in one go
+        steps = np.arange(count)
         # Blocks that follow one another, slots that do, and holes have equal keys, those of different kinds never.
         keys = np.where(where > 0, where - steps + (1 << 48), np.where(where < 0, where + steps - (1 << 48), 0))
-        logged = self.region.pending_data if self.snapshot is None else {}
         if logged:
-            for index in logged.keys() & range(first, first + len(where)):
+            for index in logged.keys() & range(first, first + count):
                 keys[index - first] = (1 << 60) + index
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        lengths = np.diff(np.concatenate([starts, [len(where)]]))
+        lengths = np.diff(np.concatenate([starts, [count]]))
         parts: list[memoryview] = []
         for start, length, at in zip(starts.tolist(), lengths.tolist(), where[starts].tolist(), strict=True):
             if logged and first + start in logged:

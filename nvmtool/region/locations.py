@@ -58,14 +58,22 @@ class Locations:
     def moved(self, first: int, count: int) -> None:
         """Take over from the region where blocks are that were just written."""
         pending = self.region.pending
-        for index in range(first, first + count):
-            leaf = self.leaves.get(index >> lay.TABLE_BITS)
-            if leaf is not None:
-                block = pending.get(index)
-                if block is None:  # flushed already
-                    self.forget([index >> lay.TABLE_BITS])
-                else:
-                    leaf[index & lay.TABLE_ENTRIES - 1] = block
+        if count == 1:
+            leaf, block = self.leaves.get(first >> lay.TABLE_BITS), pending.get(first)
+            if leaf is not None and block is not None:
+                leaf[first & lay.TABLE_ENTRIES - 1] = block
+                return
+        end = first + count
+        for table_index in range(first >> lay.TABLE_BITS, (end - 1 >> lay.TABLE_BITS) + 1):
+            array = self.arrays.get(table_index)
+            if array is None:
+                continue
+            start = table_index << lay.TABLE_BITS
+            lo, hi = max(first, start), min(end, start + lay.TABLE_ENTRIES)
+            try:
+                array[lo - start : hi - start] = list(map(pending.__getitem__, range(lo, hi)))
+            except KeyError:  # flushed already
+                self.forget([table_index])
 
     def forget(self, table_indexes: Iterable[int] | None = None) -> None:
         """Forget some tables, or all."""
