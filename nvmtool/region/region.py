@@ -17,7 +17,7 @@ from .pagemap import PageMap
 from .records import RecordTable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from numpy.typing import NDArray
@@ -175,14 +175,15 @@ class Region:
         if tail:
             self._write_part(first + nblocks, 0, tail)
 
-    def flush(self) -> None:
+    def flush(self, also: Callable[[], object] | None = None) -> None:
         """Make all writes durable: on return they survive power loss. One transaction, or several where the log is small for them.
 
-        Raises StorageError, NoSpaceError or BusyError; the writes then stay pending.
+        `also` is called inside the last one, to change more in the same step. Raises StorageError, NoSpaceError or BusyError; the writes
+        then stay pending.
         """
         if len(self._pending) <= 1:
-            if self._pending:
-                self._map(np.array([*self._pending]), np.array([*self._pending.values()]))
+            if self._pending or also is not None:
+                self._map(np.array([*self._pending], np.int64), np.array([*self._pending.values()], np.int64), also)
             self._pending_tables.clear()
             return
         order = np.argsort(np.fromiter(self._pending, np.int64, len(self._pending)), kind="stable")
@@ -191,10 +192,10 @@ class Region:
         # A table that a snapshot shares is copied, and everything it names counts one more word.
         most = max(1, self.device.journal.max_words // (lay.TABLE_ENTRIES * (self.pages.tables.levels + 1)))
         tables = indexes >> lay.TABLE_BITS
-        rank = np.concatenate([[0], np.cumsum(tables[1:] != tables[:-1])]) if len(tables) else tables
-        for start in range(0, int(rank[-1]) + 1 if len(rank) else 0, most):
+        rank = np.concatenate([[0], np.cumsum(tables[1:] != tables[:-1])])
+        for start in range(0, int(rank[-1]) + 1, most):
             first, end = np.searchsorted(rank, (start, start + most)).tolist()
-            self._map(indexes[first:end], blocks[first:end])
+            self._map(indexes[first:end], blocks[first:end], also if end == len(indexes) else None)
         self._pending_tables.clear()
 
     def forget_writes(self) -> None:
@@ -204,13 +205,16 @@ class Region:
         self._pending_data.clear()
         self._pending_tables.clear()
 
-    def _map(self, indexes: NDArray[np.int64], blocks: NDArray[np.int64]) -> None:
+    def _map(self, indexes: NDArray[np.int64], blocks: NDArray[np.int64], also: Callable[[], object] | None) -> None:
         data = self._pending_data
         try:
             with self.device.transaction():
                 for index in set(indexes.tolist()) & data.keys() if data else ():
                     self.device.journal.add_data(self._pending[index], data[index])
-                self.pages.map(indexes, blocks)
+                if len(indexes):
+                    self.pages.map(indexes, blocks)
+                if also is not None:
+                    also()
         except BaseException:  # an interrupt too: rolled back, the blocks are still those of pending writes
             self.device.blocks.hold(blocks)
             raise

@@ -51,10 +51,10 @@ def create_snapshot(region: Region, name: str, *, created: int | None = None, un
     device, record = region.device, region.record
     device.require(dry_run=False)
     check_name(name)
-    region.flush()
     if region.snapshots.find(name) is not None:
         raise ExistsError(f"{device.path}: region {region.name!r} has a snapshot {name!r} already")
-    with device.transaction():
+
+    def keep() -> None:
         snapshot = _move_to_snapshot(region, name)
         if created is not None:
             snapshot.put("created", created)
@@ -63,6 +63,8 @@ def create_snapshot(region: Region, name: str, *, created: int | None = None, un
         root = record.get_pointer("root", word.TABLE)
         if root:
             device.blocks.add_refs(np.array([root]), word.TABLE)
+
+    region.flush(keep)  # in one step with the last of the writes
     region.forget_cached()
 
 
