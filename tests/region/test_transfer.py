@@ -79,9 +79,9 @@ def test_a_reader_that_a_server_did_not_wait_for_publishes_no_file(copy: Callabl
                 device.journal.checkpoint()
             evictions.append(1)
 
-    with pytest.raises(BusyError, match="while it was being read"), Device.open(path) as device:
-        with pytest.raises(BusyError, match="while it was being read"):
-            copy(device.region(), dst=str(target), snapshot="monday", progress=go_on_without)
+    told = "while it was being read"
+    with pytest.raises(BusyError, match=told), Device.open(path) as device, pytest.raises(BusyError, match=told):
+        copy(device.region(), dst=str(target), snapshot="monday", progress=go_on_without)
     assert evictions
     assert target.read_bytes() == b"what was there before"
 
