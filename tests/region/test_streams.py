@@ -307,7 +307,7 @@ def test_ended_at_any_moment_it_has_happened_or_not(number: int, incremental: bo
         process.send_signal(number)
         ended += process.wait(60) != 0
         clean(target, target.with_suffix(".mass"))
-        with Device.open(target, writable=True, mass=target.with_suffix(".mass")) as device:
+        with Device.open(target, mass=target.with_suffix(".mass")) as device:
             names = [region.name for region in device.regions()]
             if not incremental and not names:
                 continue
