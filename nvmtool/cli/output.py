@@ -84,9 +84,11 @@ def print_json_rows(facts: Mapping[str, object], key: str, **columns: Sequence[i
 def change_line(subject: str, verb: str, facts: Mapping[str, Any]) -> str:
     """Return the line about a Change of the library, or about what it would be (`dry_run`)."""
     verb = f"would be {verb}" if facts["dry_run"] else verb
-    blocks, slots = count_of(facts["blocks_freed"], "block"), count_of(facts["slots_freed"], "slot")
-    pointers = count_of(facts["pointers_updated"], "pointer")
-    return f"{subject}: {verb}; {blocks} of NVM and {slots} of mass storage freed, {pointers} changed"
+    blocks, slots = facts["blocks_freed"], count_of(facts["slots_freed"], "slot")
+    nvm = f"{count_of(blocks, 'block')} of NVM and {slots} of mass storage freed"
+    if blocks < 0:  # page tables that a snapshot shared had to be copied, and it keeps the rest
+        nvm = f"{slots} of mass storage freed, {count_of(-blocks, 'block')} of NVM taken for page tables"
+    return f"{subject}: {verb}; {nvm}, {count_of(facts['pointers_updated'], 'pointer')} changed"
 
 
 def _print_line(line: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pyfuse3
 
@@ -120,7 +120,7 @@ class Mounted(pyfuse3.Operations):
         if node.export is None:
             raise pyfuse3.FUSEError(errno.EISDIR)
         export = self._found(lambda: self._serving.access.export(node.export or ""))
-        if export.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
+        if export.read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
         handle = self._handle()
         self._files[handle] = export
@@ -216,6 +216,15 @@ class Mounted(pyfuse3.Operations):
         found.st_size, found.st_blocks, found.st_blksize = node.size_bytes, node.sectors, _PREFERRED_BYTES
         found.st_atime_ns = found.st_mtime_ns = found.st_ctime_ns = node.changed_ns
         return found
+
+
+async def _refuse(*_: object) -> NoReturn:
+    raise pyfuse3.FUSEError(errno.EPERM)
+
+
+# What regions and snapshots there are, the commands for them say; left out, these would be "not implemented".
+for _name in ("create", "mknod", "mkdir", "symlink", "link", "rename", "unlink", "rmdir"):
+    setattr(Mounted, _name, _refuse)
 
 
 def _errno_of(error: NvmtoolError) -> int:

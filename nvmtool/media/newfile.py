@@ -71,7 +71,7 @@ class NewFile:
     def publish(self, *, durable: bool = True) -> None:
         """Give the contents the target's name, replacing what was there; durable leaves nothing to the kernel's own pace."""
         with translated(self.path):
-            if durable:
+            if durable and not self.is_stream:
                 os.fsync(self.fd)
             if self.in_place:
                 return

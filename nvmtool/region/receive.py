@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int, str], None] | None
 
 _HEADER_BYTES = 4096
+# For records, and an array that has begun.
+_SPARE_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,40 @@ class _File:
         return not self._file.read(1)
 
 
+class _Needed:
+    """The blocks of a device that a stream takes: its data, the page tables over what it names, and virtblock entries."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.data = self.holes = self._tables = 0
+        # On each level the first table that no record so far lies under.
+        self._behind = [0] * (lay.MAX_REGION_BLOCKS.bit_length() // lay.TABLE_BITS + 1)
+
+    def add(self, record: form.StreamRecord) -> None:
+        if record.kind == form.END:
+            return
+        if record.kind == form.DATA:
+            self.data += record.count
+        else:
+            self.holes += record.count
+        for level, behind in enumerate(self._behind):
+            shift = lay.TABLE_BITS * (level + 1)
+            end = (record.first + record.count - 1 >> shift) + 1
+            self._tables += max(0, end - max(behind, record.first >> shift))
+            self._behind[level] = max(behind, end)
+        if self.data > self._device.blocks.nblocks:
+            raise NoSpaceError(f"{self._device.path}: the stream has more data than the device has blocks ({self._device.blocks.nblocks})")
+
+    def require(self) -> None:
+        """Raise NoSpaceError unless all fits."""
+        needed = self.data + self._tables + self.data // lay.LIVE_ENTRIES + _SPARE_BLOCKS
+        if needed > self._device.blocks.available:
+            raise NoSpaceError(
+                f"{self._device.path}: receiving {self.data} blocks of data takes {needed} blocks of 4 KiB, "
+                f"{max(self._device.blocks.available, 0)} are available; purge or delete snapshots"
+            )
+
+
 def receive(
     device: Device, src: str, region: str | None = None, *, force: bool = False, dry_run: bool = False, progress: Progress = None
 ) -> ReceiveResult:
@@ -87,9 +123,9 @@ def receive(
         spool = stack.enter_context(tempfile.TemporaryFile(dir=device.path.resolve().parent)) if piped else None
         total = 2 * size
         with translated(device.path):
-            header, blocks, holes, length = _verify(file, name, spool, lambda done: progress and total and progress(done, total, "bytes"))
+            needed, header, length = _verify(device, file, name, spool, lambda done: progress and total and progress(done, total, "bytes"))
         target = _target(device, header, region)
-        _require_room(device, blocks, header)
+        needed.require()
         if isinstance(target, tuple):
             _require_unchanged(*target, force)
         if not dry_run:
@@ -98,7 +134,8 @@ def receive(
             before = size if total else 0
             _apply(device, target, header, again, name, lambda done: progress and progress(before + done, before + length, "bytes"))
     shown = target[0].name if isinstance(target, tuple) else target
-    return ReceiveResult(shown, header.snapshot, header.base or None, blocks, holes, length, round(time.monotonic() - started, 6))
+    seconds = round(time.monotonic() - started, 6)
+    return ReceiveResult(shown, header.snapshot, header.base or None, needed.data, needed.holes, length, seconds)
 
 
 def _open(stack: ExitStack, src: str) -> tuple[BinaryIO, bool, int]:
@@ -111,17 +148,19 @@ def _open(stack: ExitStack, src: str) -> tuple[BinaryIO, bool, int]:
     return file, not path.is_file(), path.stat().st_size if path.is_file() else 0
 
 
-def _verify(file: BinaryIO, name: str, spool: BinaryIO | None, report: Callable[[int], object]) -> tuple[form.StreamHeader, int, int, int]:
+def _verify(
+    device: Device, file: BinaryIO, name: str, spool: BinaryIO | None, report: Callable[[int], object]
+) -> tuple[_Needed, form.StreamHeader, int]:
+    """Return what the stream needs, its header, and its bytes; raises NoSpaceError as soon as no purge could make room for it."""
     source = _File(file, name, spool)
     header = form.StreamHeader.decode(bytes(_header(source, name)), name)
     for given in (header.region, header.snapshot, *([header.base] if header.base else [])):
         check_name(given)
-    blocks = holes = 0
+    needed = _Needed(device)
     for record in form.iter_records(source, header, name):
-        blocks += record.count if record.kind == form.DATA else 0
-        holes += record.count if record.kind == form.HOLE else 0
+        needed.add(record)
         report(source.position)
-    return header, blocks, holes, source.position
+    return needed, header, source.position
 
 
 def _header(source: _File, name: str) -> memoryview:
@@ -157,13 +196,6 @@ def _require_unchanged(region: Region, base: str, force: bool) -> None:
         raise RefusedError(
             f"{region.device.path}: region {region.name!r} was written to since snapshot {base!r}; --force discards that, as a revert does"
         )
-
-
-def _require_room(device: Device, blocks: int, header: form.StreamHeader) -> None:
-    tables = 4 + 2 * min(blocks, -(-header.size_blocks // lay.TABLE_ENTRIES)) + blocks // lay.LIVE_ENTRIES
-    fit = max(device.blocks.available - tables, 0)
-    if fit < blocks:
-        raise NoSpaceError(f"{device.path}: the stream has {blocks} blocks of data, {fit} fit; purge or delete snapshots")
 
 
 def _apply(

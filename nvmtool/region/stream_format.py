@@ -43,11 +43,14 @@ RECORD = np.dtype(
 )
 RECORD_MAGIC = 0x444D564E
 DATA, HOLE, END = 1, 2, 3
+# Of a sealed word: what a snapshot record can keep of a time.
+_PAYLOAD_BITS = 56
 MOST_BLOCKS = 1024
 
 
 def _check(fields: dict[str, int], where: str) -> None:
-    if not 0 < fields["size_blocks"] <= lay.MAX_REGION_BLOCKS or fields["virtblock"] > 1 or fields["generation"] != 1:
+    sound = fields["virtblock"] <= 1 and fields["generation"] == 1 and not fields["created"] >> _PAYLOAD_BITS
+    if not sound or not 0 < fields["size_blocks"] <= lay.MAX_REGION_BLOCKS:
         raise DamagedError(f"{where}: header fields contradict each other")
 
 

@@ -192,7 +192,39 @@ def test_what_does_not_fit_is_refused_before_anything_changes(source: Path, stre
     refused(second, second, FormatError, "not a stream")
     refused(second, folder / "none", NvmtoolError, "none")
     small = new_image(folder / "small.nvm", MIB)
-    refused(small, streams[0], NoSpaceError, "blocks of data")
+    refused(small, streams[0], NoSpaceError, "the stream has more data than the device has blocks")
+    full = new_image(folder / "full.nvm", 4 * MIB)
+    with Device.open(full, writable=True) as device:
+        device.create_region("other", SIZE).write(0, random.Random(2).randbytes(3 * MIB))
+    refused(full, streams[0], NoSpaceError, "327 blocks of data takes [0-9]+ blocks of 4 KiB, [0-9]+ are available")
+
+
+def test_a_thin_region_of_any_size_needs_room_for_what_it_holds(folder: Path) -> None:
+    source, target = new_image(folder / "source.nvm", 16 * MIB), new_image(folder / "target.nvm", 16 * MIB)
+    content = random.Random(3).randbytes(12 * MIB)
+    with Device.open(source, writable=True) as device:
+        region = device.create_region("vm1", 64 << 30)
+        region.write(40 << 30, content)
+        create_snapshot(region, "monday")
+    take(target, send(source, "monday", folder / "monday"))
+    with Device.open(target) as device:
+        assert device.region("vm1").read(40 << 30, 12 * MIB, "monday") == content
+    clean(target)
+
+
+def test_a_time_that_no_snapshot_can_have_is_refused_like_any_other_damage(source: Path, folder: Path) -> None:
+    header = form.StreamHeader(64, 1, 1 << 56, "vm1", "monday", "", bytes(16))
+    (folder / "forged").write_bytes(header.encode() + form.encode_record(0, form.END, 0, 0))
+    refused(source, folder / "forged", DamagedError, "contradict")
+
+
+def test_a_named_pipe_and_a_character_device_are_written_to(source: Path, streams: list[Path], folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with (folder / "copy").open("wb") as copy, subprocess.Popen(["cat", str(folder / "pipe")], stdout=copy) as reader:
+        send(source, "monday", folder / "pipe")
+    assert reader.returncode == 0
+    assert (folder / "copy").read_bytes() == streams[0].read_bytes()
+    send(source, "monday", Path("/dev/null"))
 
 
 @pytest.mark.parametrize("source", ["virtblock"], indirect=True)
