@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 HOME_OF_NVMTOOL = $(PREFIX)/lib/nvmtool
-NVMTOOL = $(BIN)/nvmtool
-COMPLETIONS = $(addprefix $(PREFIX)/share/,bash-completion/completions/nvmtool zsh/site-functions/_nvmtool fish/vendor_completions.d/nvmtool.fish)
+NVMTOOL = $(CURDIR)/$(BIN)/nvmtool
+COMPLETION_BASH = share/bash-completion/completions/nvmtool
+COMPLETION_ZSH = share/zsh/site-functions/_nvmtool
+COMPLETION_FISH = share/fish/vendor_completions.d/nvmtool.fish
 
 # pip can fill a virtual environment from outside, so that Debian's python3-venv (ensurepip) is not needed where pip is.
 define make-venv
@@ -25,26 +27,28 @@ endef
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# What the paths are made of may have spaces, so they stand in quotes everywhere.
 install: ## install nvmtool for you alone, under PREFIX (~/.local)
-	$(call make-venv,$(HOME_OF_NVMTOOL),'.[live]')
-	@pkg-config --exists fuse3 2>/dev/null && $(PYTHON) -m pip --disable-pip-version-check --python $(HOME_OF_NVMTOOL)/bin/python install --quiet '.[mount]' || \
+	$(call make-venv,"$(HOME_OF_NVMTOOL)",'.[live]')
+	@pkg-config --exists fuse3 2>/dev/null && $(PYTHON) -m pip --disable-pip-version-check --python "$(HOME_OF_NVMTOOL)/bin/python" install --quiet '.[mount]' || \
 	echo "without nvmtool mount, which needs libfuse3 (on Debian and Ubuntu: apt-get install fuse3 libfuse3-dev pkg-config gcc python3-dev)"
-	@mkdir -p $(PREFIX)/bin
-	@ln -sf $(HOME_OF_NVMTOOL)/bin/nvmtool $(PREFIX)/bin/nvmtool
-	@$(MAKE) --no-print-directory install-manners NVMTOOL=$(HOME_OF_NVMTOOL)/bin/nvmtool
+	@mkdir -p "$(PREFIX)/bin"
+	@ln -sf "$(HOME_OF_NVMTOOL)/bin/nvmtool" "$(PREFIX)/bin/nvmtool"
+	@$(MAKE) --no-print-directory install-manners NVMTOOL="$(HOME_OF_NVMTOOL)/bin/nvmtool"
 	@echo "installed: $(PREFIX)/bin/nvmtool, its man pages, and completion for bash, zsh and fish"
 
 # Man pages, and completion where the shells look. zsh looks in its fpath alone.
 install-manners:
-	@$(NVMTOOL) manual $(PREFIX)/share/man/man1 >/dev/null
-	@mkdir -p $(dir $(COMPLETIONS))
-	@$(NVMTOOL) completion bash >$(word 1,$(COMPLETIONS))
-	@$(NVMTOOL) completion zsh >$(word 2,$(COMPLETIONS))
-	@$(NVMTOOL) completion fish >$(word 3,$(COMPLETIONS))
+	@"$(NVMTOOL)" manual "$(PREFIX)/share/man/man1" >/dev/null
+	@mkdir -p "$(PREFIX)/share/bash-completion/completions" "$(PREFIX)/share/zsh/site-functions" "$(PREFIX)/share/fish/vendor_completions.d"
+	@"$(NVMTOOL)" completion bash >"$(PREFIX)/$(COMPLETION_BASH)"
+	@"$(NVMTOOL)" completion zsh >"$(PREFIX)/$(COMPLETION_ZSH)"
+	@"$(NVMTOOL)" completion fish >"$(PREFIX)/$(COMPLETION_FISH)"
 
 uninstall: ## remove what install installed
-	rm -rf $(HOME_OF_NVMTOOL)
-	rm -f $(PREFIX)/bin/nvmtool $(PREFIX)/share/man/man1/nvmtool.1 $(PREFIX)/share/man/man1/nvmtool-*.1 $(COMPLETIONS)
+	rm -rf "$(HOME_OF_NVMTOOL)"
+	rm -f "$(PREFIX)/bin/nvmtool" "$(PREFIX)/share/man/man1/nvmtool.1" "$(PREFIX)/share/man/man1/nvmtool-"*.1
+	rm -f "$(PREFIX)/$(COMPLETION_BASH)" "$(PREFIX)/$(COMPLETION_ZSH)" "$(PREFIX)/$(COMPLETION_FISH)"
 
 $(READY): pyproject.toml
 	@echo "setting up $(VENV) (once)"

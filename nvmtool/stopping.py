@@ -42,7 +42,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Let SIGTERM and SIGINT end a run in order, in the main thread; in another one signals stay as they are."""
+    """Let SIGTERM, SIGINT and SIGHUP end a run in order, in the main thread; what nohup set stays, as all does in another thread."""
     stop = Stop()
 
     def handler(number: int, _frame: FrameType | None) -> None:
@@ -51,7 +51,8 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield stop
     finally:

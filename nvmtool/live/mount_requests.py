@@ -154,6 +154,7 @@ class Mounted(pyfuse3.Operations):
         while True:
             (error,) = export.write([(off, memoryview(buf))])
             if error is None:
+                self.tree.written(export.region)
                 return len(buf)
             if not (isinstance(error, BusyError) or (isinstance(error, NoSpaceError) and self._serving.waits_for_space())):
                 raise self._failure(error, f"{export.name}: write of {len(buf)} bytes at {off}")

@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import NotFoundError
+from ..errors import DamagedError, NotFoundError
 from ..region import layout as lay
 
 if TYPE_CHECKING:
@@ -64,7 +65,11 @@ class Tree:
         self._device = access.device
         self._only = only
         self._writable = writable
-        self.started_ns = self.written_ns = time.time_ns()
+        self.started_ns = time.time_ns()
+        # Of each region, when its running point was written to, and the state that it was then.
+        self._written: dict[int, tuple[int, int]] = {}
+        # Of each region its snapshots by name, and what tells that they are still these.
+        self._listed: dict[int, tuple[tuple[int, ...], dict[str, Node]]] = {}
         self.uid, self.gid = os.getuid(), os.getgid()
 
     def node(self, inode: int) -> Node:
@@ -79,10 +84,14 @@ class Tree:
             return self._folder(inode, "snapshots")
         if part == _CURRENT:
             return self._current(region)
-        for record in region.snapshots:
-            if record.id == part - _FIRST_SNAPSHOT and not record.get("parent") & lay.SNAPSHOT_DELETING:
-                return self._snapshot(region, record)
+        for node in self._snapshots(region).values():
+            if node.inode == inode:
+                return node
         raise NotFoundError(f"no inode {inode}")
+
+    def written(self, region: Region) -> None:
+        """Note that a region's running point was written to just now."""
+        self._written[region.id] = time.time_ns(), region.record.get("state")
 
     def child(self, parent: int, name: str) -> Node:
         """Return what a directory has under a name; raises NotFoundError."""
@@ -95,7 +104,8 @@ class Tree:
             if name == "snapshots":
                 return self._folder(self._number(region, _SNAPSHOTS), name)
         elif part == _SNAPSHOTS:
-            return self._snapshot(region, region.snapshot(name))
+            # One that is not listed is not there, or its record says what is wrong with it.
+            return self._snapshots(region).get(name) or self._snapshot(region, region.snapshot(name))
         raise NotFoundError(f"nothing is called {name!r} there")
 
     def children(self, parent: int) -> Iterator[Node]:
@@ -109,9 +119,7 @@ class Tree:
             yield self._current(region)
             yield self._folder(self._number(region, _SNAPSHOTS), "snapshots")
         elif part == _SNAPSHOTS:
-            for record in region.snapshots:
-                if not record.get("parent") & lay.SNAPSHOT_DELETING:
-                    yield self._snapshot(region, record)
+            yield from self._snapshots(region).values()
         else:
             raise NotFoundError(f"inode {parent} is no directory")
 
@@ -145,7 +153,26 @@ class Tree:
     def _current(self, region: Region) -> Node:
         mode = stat.S_IFREG | (0o600 if self._writable else 0o400)
         used = region.record.get("mapped") * lay.BLOCK_SIZE
-        return Node(self._number(region, _CURRENT), "current", mode, region.size_bytes, used, self.written_ns, region.name)
+        written_ns, state = self._written.get(region.id, (self.started_ns, region.record.get("state")))
+        if state != region.record.get("state"):  # taken back to a snapshot, or one was taken
+            self.written(region)
+            written_ns = self._written[region.id][0]
+        return Node(self._number(region, _CURRENT), "current", mode, region.size_bytes, used, written_ns, region.name)
+
+    def _snapshots(self, region: Region) -> dict[str, Node]:
+        """Return a region's readable snapshots by name; no more is looked at than whether one came or went since the last time."""
+        record = region.record
+        version = record.get("next_state"), record.get("nsnapshots"), record.get("flags")
+        known, found = self._listed.get(region.id, ((), {}))
+        if known != version:
+            found = {}
+            for snapshot in region.snapshots:
+                with suppress(DamagedError):
+                    if not snapshot.get("parent") & lay.SNAPSHOT_DELETING:
+                        found[snapshot.name] = self._snapshot(region, snapshot)
+            if not record.get("flags") & lay.SWEEPING:
+                self._listed[region.id] = version, found
+        return found
 
     def _snapshot(self, region: Region, record: Record) -> Node:
         return Node(

@@ -95,24 +95,22 @@ def holder(path: Path, byte: int) -> str:
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid() and _holds(process, wanted, byte):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            found.append(f"process {process.name} ({command[:80]})")
+            with suppress(OSError):  # the process ended meanwhile
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found.append(f"process {process.name} ({command[:80]})")
     return ", ".join(found) or "another process"
 
 
 def _holds(process: Path, wanted: os.stat_result, byte: int) -> bool:
     try:
-        links = list((process / "fd").iterdir())
+        infos = list((process / "fdinfo").iterdir())
     except OSError:  # the process ended meanwhile, or is not ours to look at
         return False
-    end = f":{wanted.st_ino} {byte} {byte}"
-    for link in links:
+    for info in infos:
         with suppress(OSError):  # closed meanwhile
-            # Other files are not even looked at: what one of a dead network or FUSE mount is may never be answered.
-            if any(line.endswith(end) for line in _lock_lines(process / "fdinfo" / link.name)) and os.path.samestat(link.stat(), wanted):
-                return True
+            # Locks first: the kernel knows them by itself, while a file's status is asked of its file system, of which any may hang.
+            if any("OFDLCK" in line and f" {byte} {byte}" in line for line in info.read_text().splitlines()):
+                status = (process / "fd" / info.name).stat()
+                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
     return False
-
-
-def _lock_lines(info: Path) -> list[str]:
-    return [line for line in info.read_text().splitlines() if "OFDLCK" in line]

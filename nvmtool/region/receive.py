@@ -1,6 +1,6 @@
 """Receiving a stream: all of it is verified first, then it is applied where nobody reads, and shows when it is complete (`arriving.py`).
 
-What arrives through a pipe is kept in a nameless file beside the image meanwhile.
+What arrives through a pipe is kept in a nameless file meanwhile.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Needed:
         if needed > self._device.blocks.available:
             raise NoSpaceError(
                 f"{self._device.path}: receiving {self.data} blocks of data takes {needed} blocks of 4 KiB, "
-                f"{max(self._device.blocks.available, 0)} are available; purge or delete snapshots"
+                f"{max(self._device.blocks.available, 0)} are available; purge, delete snapshots, or revert what --force would discard"
             )
 
 
@@ -120,7 +120,7 @@ def receive(
     with ExitStack() as stack:
         file, piped, size = _open(stack, src)
         name = "stdin" if src == STREAM else src
-        spool = stack.enter_context(tempfile.TemporaryFile(dir=device.path.resolve().parent)) if piped else None
+        spool = stack.enter_context(open_spool(device)) if piped else None
         total = 2 * size
         with translated(device.path):
             needed, header, length = _verify(device, file, name, spool, lambda done: progress and total and progress(done, total, "bytes"))
@@ -146,6 +146,14 @@ def _open(stack: ExitStack, src: str) -> tuple[BinaryIO, bool, int]:
     with translated(path):
         file = stack.enter_context(path.open("rb"))
     return file, not path.is_file(), path.stat().st_size if path.is_file() else 0
+
+
+def open_spool(device: Device) -> BinaryIO:
+    """Open a nameless file beside the image, or its mass store where the image is a device or its folder read-only, or for such files."""
+    for path in (device.path, device.mass.path if device.mass is not None else device.path):
+        if path.is_file() and os.access(path.resolve().parent, os.W_OK):
+            return tempfile.TemporaryFile(dir=path.resolve().parent)
+    return tempfile.TemporaryFile()
 
 
 def _verify(

@@ -181,7 +181,10 @@ def test_completing_commands_and_options_loads_neither_numpy_nor_rich() -> None:
 
 
 def test_make_installs_pages_and_completion_where_they_are_looked_for_and_takes_them_away(bin_folder: Path, tmp_path: Path) -> None:
-    prefix = tmp_path / "prefix"
+    prefix = tmp_path / "with a space" / "prefix"
+    other = tmp_path / "with" / "lib" / "nvmtool"  # what rm would see without quotes
+    other.mkdir(parents=True)
+    (tmp_path / "with" / "precious").touch()
     make = [need("make"), "-C", str(ROOT), f"PREFIX={prefix}", f"NVMTOOL={bin_folder / 'nvmtool'}"]
     subprocess.run([*make, "install-manners"], check=True, capture_output=True, env=environment(bin_folder))
     share = prefix / "share"
@@ -190,6 +193,7 @@ def test_make_installs_pages_and_completion_where_they_are_looked_for_and_takes_
         assert "_NVMTOOL_COMPLETE" in (share / place).read_text()
     subprocess.run([*make, "uninstall"], check=True, capture_output=True, env=environment(bin_folder))
     assert not [path for path in prefix.rglob("*") if path.is_file()]
+    assert (tmp_path / "with" / "precious").exists()
 
 
 # --- progress

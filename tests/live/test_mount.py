@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from nvmtool.region.device import Device
+
 from .conftest import BLOCK, MIB, Served, environment, need
 from .conftest import run as run_command
 
@@ -295,7 +297,7 @@ def test_what_was_synced_survives_a_kill_and_the_next_mount_says_what_is_in_the_
     assert mounted.read(8 * MIB, 8) in (b"unsynced", bytes(8))
 
 
-@pytest.mark.parametrize("way", ["umount", "fusermount3", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("way", ["umount", "fusermount3", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_each_way_to_end_it_flushes_what_was_written(way: str, mounted: Mounted) -> None:
     mounted.write(5, b"kept", sync=False)
     assert mounted.process is not None
@@ -308,6 +310,40 @@ def test_each_way_to_end_it_flushes_what_was_written(way: str, mounted: Mounted)
     assert not mounted.is_mounted
     assert mounted.tool("read", mounted.image, "--offset", "5", "--length", "4") == "kept"
     mounted.check()
+
+
+def test_a_running_point_is_as_new_as_what_was_written_to_it(mounted: Mounted) -> None:
+    def changed() -> int:
+        time.sleep(0.01)
+        return mounted.current.stat().st_mtime_ns
+
+    times = [changed(), changed()]
+    assert times[0] == times[1]
+    mounted.write(0, b"new")
+    times.append(changed())
+    mounted.tool("snapshot", "create", mounted.image, "monday")
+    mounted.write(0, b"newer")
+    times += [changed(), changed()]
+    mounted.tool("snapshot", "revert", mounted.image, "monday")
+    times.append(_after_a_second(mounted.current))
+    assert times[1] < times[2] < times[3] == times[4] < times[5]
+
+
+def _after_a_second(path: Path) -> int:
+    """Return a file's time when the kernel asks for it again."""
+    time.sleep(1.1)
+    return path.stat().st_mtime_ns
+
+
+def test_a_listing_follows_every_snapshot_that_comes_and_goes(mounted: Mounted) -> None:
+    for number, name in enumerate(("a", "b", "c"), 1):
+        mounted.tool("snapshot", "create", mounted.image, name)
+        there = {entry.name: entry.inode() for entry in os.scandir(mounted.snapshots)}
+        assert name in there and len(set(there.values())) == number
+        assert there == {each: (mounted.snapshots / each).stat().st_ino for each in there}
+    mounted.tool("snapshot", "delete", mounted.image, "b")
+    assert sorted(os.listdir(mounted.snapshots)) == ["a", "c"]
+    assert not (mounted.snapshots / "b").exists()
 
 
 def test_the_background_mount_is_usable_when_the_command_returns(image: Mounted) -> None:
@@ -327,19 +363,25 @@ def test_the_background_mount_is_usable_when_the_command_returns(image: Mounted)
     image.check()
 
 
-def test_a_mount_that_answers_nobody_does_not_keep_others_from_naming_who_has_an_image(image: Mounted) -> None:
-    image.mount()
-    with image.current.open("rb") as file:
-        user = subprocess.Popen(["sleep", "600"], stdin=file)
-    assert image.process is not None
-    image.process.send_signal(signal.SIGSTOP)
+def test_who_has_an_image_is_told_while_a_file_system_hangs(image: Mounted, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = Served(tmp_path_factory.mktemp("other"))
     try:
-        time.sleep(1.1)  # until then the kernel answers by itself what it was told before
-        assert f"in use by process {image.process.pid}" in image.tool("discard", image.image, "--offset", 0, "--length", "4K", code=6)
+        other.create("4M", "1M")
+        image.mount()
+        assert image.process is not None
+        with image.current.open("rb") as file:
+            reader = subprocess.Popen(["sleep", "600"], stdin=file)  # not this process, which goes on to fork
+        with Device.open(other.image, writable=True):
+            image.process.send_signal(signal.SIGSTOP)
+            try:
+                said = other.tool("snapshot", "create", other.image, "monday", code=6)
+            finally:
+                image.process.send_signal(signal.SIGCONT)
+                reader.kill()
+                reader.wait()
+        assert f"in use by process {os.getpid()} " in said
     finally:
-        image.process.send_signal(signal.SIGCONT)
-        user.kill()
-        user.wait()
+        other.end()
 
 
 def _folder(image: Mounted, name: str) -> Path:

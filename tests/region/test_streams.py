@@ -22,7 +22,7 @@ from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
 from nvmtool.region.purge import purge
-from nvmtool.region.receive import receive
+from nvmtool.region.receive import open_spool, receive
 from nvmtool.region.send import digest_of, send_snapshot
 from nvmtool.region.snapshots import create_snapshot
 
@@ -216,6 +216,26 @@ def test_a_time_that_no_snapshot_can_have_is_refused_like_any_other_damage(sourc
     header = form.StreamHeader(64, 1, 1 << 56, "vm1", "monday", "", bytes(16))
     (folder / "forged").write_bytes(header.encode() + form.encode_record(0, form.END, 0, 0))
     refused(source, folder / "forged", DamagedError, "contradict")
+
+
+def test_a_stream_from_a_pipe_is_kept_where_there_is_room(source: Path, streams: list[Path], folder: Path, tmp_path: Path) -> None:
+    image = new_image(folder / "second.nvm")
+    with Device.open(image) as device:
+        assert _spool_folder(device) == str(folder)
+    # A block device lies in a folder of memory, as a rule a small one.
+    loop = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True, check=False)
+    if loop.returncode:
+        pytest.skip("losetup needs root")
+    try:
+        with Device.open(Path(loop.stdout.strip()), mass=image.with_suffix(".mass")) as device:
+            assert _spool_folder(device) == str(folder)
+    finally:
+        subprocess.run(["losetup", "-d", loop.stdout.strip()], check=True)
+
+
+def _spool_folder(device: Device) -> str:
+    with open_spool(device) as file:
+        return str(Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).parent)
 
 
 def test_a_named_pipe_and_a_character_device_are_written_to(source: Path, streams: list[Path], folder: Path) -> None:
