@@ -18,7 +18,6 @@ def main() -> int:
     """Run the sessions in a folder of their own."""
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
-        Path("mnt").mkdir()
         print("# Serving")
         show("nvmtool format disk.nvm --size 512M --mass disk.mass")
         show("nvmtool region create disk.nvm vm1 --size 128M")
@@ -35,7 +34,7 @@ def main() -> int:
         show("nvmtool check disk.nvm --scrub")
 
         print("# Mount")
-        show("nvmtool mount disk.nvm mnt")
+        show("mkdir mnt && nvmtool mount disk.nvm mnt")
         show("ls -l mnt/vm1 mnt/vm1/snapshots")
         show("cmp mnt/vm1/snapshots/monday monday.raw && echo the same")
         show("mkfs.ext4 -q mnt/vm1/current && mkdir fs && mount -o loop mnt/vm1/current fs && cp -a /etc/. fs/ && sync")
@@ -71,6 +70,7 @@ def beside(command: str, *, ready: bool = False) -> Iterator[None]:
         yield
     finally:
         if ready:
+            print("$ kill %1", flush=True)
             process.terminate()
         print(process.stdout.read(), flush=True)
         if process.wait(60):
