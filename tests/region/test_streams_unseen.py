@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from nvmtool.errors import StorageError
+from nvmtool.errors import BusyError, StorageError
+from nvmtool.region import layout as lay
 from nvmtool.region.access import Access
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
@@ -203,3 +204,35 @@ def test_failed_at_any_store_it_is_seen_by_no_reader(ground: Ground) -> None:
         assert found in (before, received), f"store {at} of {counted.calls}"
         unseen += found == before
     assert unseen
+
+
+@pytest.mark.parametrize("what", ["what changed, by force"], indirect=True)
+def test_beside_a_reader_that_keeps_the_log_from_going_home_it_has_happened_or_not(ground: Ground) -> None:
+    with Device.open(ground.path, writable=True) as device:
+        device.create_region("other", BLOCK).write(0, bytes(BLOCK))
+    before, received = ground.seen(), after(ground)
+    outcomes = set()
+    for ncommits in range(12, 27):  # so much of the log is in use before
+        copy = ground.copy(f"full-{ncommits}")
+        with Device.open(copy.path, writable=True) as device:
+            device.evict_readers_after(3600)
+            with Device.open(copy.path):
+                try:
+                    for _ in range(ncommits):
+                        device.region("other").write(0, bytes(BLOCK))
+                        device.region("other").flush()
+                    receive(device, str(copy.stream), force=True)
+                    happened = True
+                except BusyError:
+                    happened = False
+            left = any(region.record.get("flags") & lay.SWEEPING for region in device.regions())
+            assert copy.seen() == (received if happened else before), ncommits
+            if not happened:  # the reader has gone, and what could not be taken apart is still there
+                receive(device, str(copy.stream), force=True)
+        assert copy.seen() == received, ncommits
+        with Device.open(copy.path, writable=True) as device:
+            assert not any(region.record.get("flags") & lay.SWEEPING for region in device.regions())
+        assert copy.seen() == received, ncommits
+        outcomes.add((happened, left))
+        shutil.rmtree(copy.path.parent)
+    assert outcomes == {(True, False), (True, True), (False, True), (False, False)}
