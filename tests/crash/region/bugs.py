@@ -159,11 +159,11 @@ LOG = [
         "[indexes // _WORDS_PER_PAGE]",
         "write-logged",
     ),
-    plant("commit forgets which words to move home", _COMMIT, "[changed // _WORDS_PER_PAGE, np", "[np", "write-logged"),
+    plant("commit forgets which words to move home", _COMMIT, "[changed // _WORDS_PER_PAGE, fresh]", "[fresh]", "write-logged"),
     plant(
         "commit forgets which fresh blocks it changed",
         _COMMIT,
-        ", np.array(self._fresh_blocks, np.int64)]",
+        ", fresh]",
         "]",
         redundant="they went home before the record; later changes of their words are remembered as words",
     ),
