@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,48 @@ from typing import Any
 import pytest
 
 from tests.guest.guest import why_no_guests
+
+MEMORY = Path("/dev/shm")
+# Far more than tests have at a time: what a test leaves goes with it (`tmp_path_retention_policy`).
+_MEMORY_BYTES = 6 << 30
+# A file system in memory does not tell where a file's blocks lie (FIEMAP).
+_ON_DISK = ("contract", "faults", "integration", "media", "swap")
+_BUT_NOT = ("test_stamps.py", "test_vm.py")
+_LONG = ("test_session.py", "test_nbd_guest.py", "test_guests.py", "test_kill.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let scratch files lie in memory where there is room: most tests are not about the disk, and those that are take `disk_path`."""
+    if hasattr(config, "workerinput") or config.option.basetemp is not None:
+        return
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > _MEMORY_BYTES:
+        folder = tempfile.mkdtemp(prefix="nvmtool-", dir=MEMORY)
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.option.basetemp = f"{folder}/pytest"
+        # For folders that tests make themselves, and for their processes.
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest tests come first: then what is left at the end is short, and nobody waits long for the last one."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
+@pytest.fixture
+def disk_path() -> Generator[Path, None, None]:
+    """A folder as `tmp_path`, on a disk."""
+    with tempfile.TemporaryDirectory(prefix="nvmtool-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder for the test's files: on a disk where the tests are about which blocks of a file have storage, else in memory."""
+    here = request.path
+    found: Path = request.getfixturevalue("disk_path") if here.parent.name in _ON_DISK and here.name not in _BUT_NOT else tmp_path
+    return found
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -219,7 +219,8 @@ def test_long_runs_are_lent_first(image: Image) -> None:
         assert blocks.min() > scattered[-600]
 
 
-def test_lent_blocks_of_a_sparse_image_have_storage(image: Image) -> None:
+def test_lent_blocks_of_a_sparse_image_have_storage(disk_path: Path) -> None:
+    image = Image(disk_path)
     with image.open() as device:
         blocks = lend_blocks(device, 600, tag=TAG)
     with image.path.open("rb") as file:

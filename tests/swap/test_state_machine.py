@@ -28,7 +28,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def set_up(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="nvmtool-swap-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="nvmtool-swap-", dir="/var/tmp"))
         self.guest = Guest(self.folder / "vm.swap", frames=FRAMES)
         self.durable: dict[int, bytes] = {}
 
