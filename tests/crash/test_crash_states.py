@@ -16,7 +16,7 @@ from tests.crash.selfproof import find_bug
 from tests.crash.trace import FENCE, STORE
 
 SEED = 1
-EFFORT = Effort(most=7, samples=2, prove_one_of=1000, depth=1)
+EFFORT = Effort(most=6, samples=1, prove_one_of=1000, depth=1)
 ALONE = ["write-logged", "write-home-purged", "snapshot-create", "purge-pointers", "recall", "convert", "region-delete-other", "lend"]
 ALONE += ["receive", "receive-next", "snapshot-receive"]
 PAIRS = ["recall+purge-pointers", "snapshot-delete-oldest+write-home", "lend+take-back", "lend+forget", "receive-next+snapshot-revert"]

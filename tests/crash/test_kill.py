@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvmtool.region.check import check_device
+from nvmtool.region.device import Device
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -48,10 +51,12 @@ class Image:
         self.kills += process.wait() == -9
 
     def verify(self, *names: str) -> None:
-        self.run("check", "disk.nvm")
-        for name in names:
-            self.run("export", "disk.nvm", "out.raw", "--snapshot", name)
-            assert (self.folder / "out.raw").read_bytes() == self.contents[name], name
+        path = self.folder / "disk.nvm"
+        result = check_device(path)
+        assert result.clean, result.findings
+        with Device.open(path) as device:
+            for name in names:
+                assert device.region().read(0, SIZE, name) == self.contents[name], name
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -80,7 +80,8 @@ def test_a_failed_store_or_fence_loses_no_page(name: str, template: Guest, tmp_p
     with failing(Seam()) as counted:
         _run(path, operation)
     before, after = template.swapped, _pages(path)
-    for at in range(1, counted.calls + 1):
+    # All in turn: what one call of each does is tried above, and what it leaves for the next at every third.
+    for at in range(1, counted.calls + 1, 3 if name == "all" else 1):
         for once, error in ((True, ERRORS[0]), (False, ERRORS[at % 2])):
             subprocess.run(["cp", template.path, path], check=True)
             where = f"{name}: call {at} of {counted.calls}, once {once}, {error.__name__}"

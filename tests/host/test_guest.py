@@ -78,7 +78,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_two_guests_that_do_not_fit_swap_and_lose_nothing(path: Path) -> None:
-    with _guest(path, "a", "--ops", "6000", "--verify") as a, _guest(path, "b", "--ops", "6000", "--verify", "--seed", "1") as b:
+    with _guest(path, "a", "--ops", "4000", "--verify") as a, _guest(path, "b", "--ops", "4000", "--verify", "--seed", "1") as b:
         found = [_end(a), _end(b)]
     assert [each["errors"] for each in found] == [0, 0]
     assert sum(each["swap_outs"] for each in found) > 0
@@ -88,15 +88,17 @@ def test_two_guests_that_do_not_fit_swap_and_lose_nothing(path: Path) -> None:
 
 
 def test_everything_goes_on_beside_running_guests(path: Path) -> None:
-    with _guest(path, "a", "--seconds", "8", "--verify") as a, _guest(path, "b", "--seconds", "8", "--verify", "--workload", "zipf") as b:
-        for _ in range(2):
-            found = _run(path, "host", "account")
-            assert found["difference_pages"] == 0
-            _run(path, "host", "share")
-            assert _run(path, "host", "check")["clean"]
-            _run(path, "host", "status")
-            _run(path, "vm", "dump", "a", str(path.parent / "a.raw"))
-            (path.parent / "a.raw").unlink()
+    busy = ("--seconds", "60", "--verify", "--rate", "2000")  # and the other commands have their turn
+    with _guest(path, "a", *busy) as a, _guest(path, "b", *busy, "--workload", "zipf") as b:
+        found = _run(path, "host", "account")
+        assert found["difference_pages"] == 0
+        _run(path, "host", "share")
+        assert _run(path, "host", "check")["clean"]
+        _run(path, "host", "status")
+        _run(path, "vm", "dump", "a", str(path.parent / "a.raw"))
+        (path.parent / "a.raw").unlink()
+        a.terminate()
+        b.terminate()
         reports = [_end(a), _end(b)]
     assert [report["errors"] for report in reports] == [0, 0]
     assert all(report["pauses"] > 0 for report in reports)
@@ -133,8 +135,9 @@ def test_one_guest_at_a_time_works_on_a_vm(path: Path) -> None:
 
 def test_a_killed_guest_leaves_its_memory_and_nothing_that_is_nobodys(path: Path) -> None:
     rng = random.Random(7)
-    for _ in range(5):
-        with _guest(path, "a", "--seconds", "60", "--workload", "churn") as a, _guest(path, "b", "--seconds", "60") as b:
+    calm = ("--seconds", "60", "--rate", "2000")
+    for _ in range(3):
+        with _guest(path, "a", "--seconds", "60", "--workload", "churn") as a, _guest(path, "b", *calm) as b:
             time.sleep(rng.uniform(0.05, 0.6))
             victims = [a, b] if rng.random() < 0.5 else [a]
             for victim in victims:

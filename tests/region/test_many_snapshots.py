@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK = 4096
 NBLOCKS = 1024
 # 2,000 work as well, but take a minute.
-NSNAPSHOTS = 500
+NSNAPSHOTS = 300
 READ_EVERY = 10
 
 

@@ -174,7 +174,8 @@ def test_a_helper_obeys_nobody_but_the_owner_of_the_file(tmp_path: Path) -> None
         time.sleep(30)
         os._exit(0)
     try:
-        time.sleep(0.5)
+        while address.replace("\0", "@") not in Path("/proc/net/unix").read_text():
+            time.sleep(0.01)
         with pytest.raises(RefusedError, match=f"user {NOBODY} listens"):
             defragment(path)
     finally:

@@ -26,7 +26,7 @@ from nvmtool.swap.swapfile import SwapFile
 from . import borrowing
 from .borrowing import BLOCK, SLOTS, Swap, make_swap_file, stored_bytes
 
-KILLS = int(os.environ.get("NVMTOOL_KILLS", "12"))
+KILLS = int(os.environ.get("NVMTOOL_KILLS", "6"))
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,7 +75,7 @@ def test_processes_that_lend_at_once_never_lend_one_block_twice(folder: Path) ->
     paths = [folder / f"vm{number}.swap" for number in range(4)]
     for path in paths:
         make_swap_file(path, reservation, 30, 15)
-    processes = [start(path, reservation, number, 60) for number, path in enumerate(paths)]
+    processes = [start(path, reservation, number, 30) for number, path in enumerate(paths)]
     while any(process.poll() is None for process in processes):
         result = check_reservation(reservation)
         assert [finding for finding in result.findings if finding.severity == "error"] == []
