@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from nvmtool.region.device import Device
+from nvmtool.region.format import format_device
+
 BLOCK, MIB = 4096, 1 << 20
 READY_SECONDS = 30.0
 
@@ -40,9 +43,10 @@ class Served:
         self.process: subprocess.Popen[str] | None = None
         self.ready = ""
 
-    def create(self, size: str = "256M", region: str = "64M") -> None:
-        self.tool("format", self.image, "--size", size, "--mass", self.mass)
-        self.tool("region", "create", self.image, "vm1", "--size", region)
+    def create(self, mib: int = 256, region_mib: int = 64) -> None:
+        format_device(self.image, size_bytes=mib * MIB, mass=self.mass)
+        with Device.open(self.image, writable=True) as device:
+            device.create_region("vm1", region_mib * MIB)
 
     def start(self, *options: object) -> None:
         where = () if "--port" in options else ("--socket", str(self.socket))

@@ -294,7 +294,7 @@ def finish(served: Served) -> None:
 
 
 def prepare(served: Served) -> None:
-    served.create(size="1G")
+    served.create(1024)
     served.tool("region", "create", served.image, "junk", "--size", "64M")
     served.tool("snapshot", "create", served.image, "monday", "--region", "vm1")
     served.start()

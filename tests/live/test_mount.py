@@ -264,7 +264,7 @@ def test_a_damaged_block_on_the_mass_store_fails_its_reads_alone_and_is_named(mo
 def test_a_full_device_is_enospc_to_that_write_unless_purging_makes_room(auto_purge: bool, tmp_path: Path, image: Mounted) -> None:
     for path in (image.image, image.mass):
         path.unlink()
-    image.create(size="24M", region="16M")
+    image.create(24, 16)
     image.mount(*(("--auto-purge", "20%") if auto_purge else ()))
     contents = random.Random(3).randbytes(12 * MIB)
     image.write(0, contents)
@@ -366,7 +366,7 @@ def test_the_background_mount_is_usable_when_the_command_returns(image: Mounted)
 def test_who_has_an_image_is_told_while_a_file_system_hangs(image: Mounted, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = Served(tmp_path_factory.mktemp("other"))
     try:
-        other.create("4M", "1M")
+        other.create(4, 1)
         image.mount()
         assert image.process is not None
         with image.current.open("rb") as file:

@@ -94,7 +94,7 @@ def test_a_purge_into_a_full_mass_store_ends_and_service_goes_on(tmp_path: Path)
     """The fifth state of 4 MiB does not fit any more into what the server may write of a file."""
     served = Served(tmp_path)
     try:
-        served.create(size="16M", region="8M")
+        served.create(16, 8)
         served.start()
         assert served.process is not None
         before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (18 * MIB, resource.RLIM_INFINITY))
@@ -144,7 +144,7 @@ def fill(client: Raw, size: int) -> dict[int, bytes]:
 def test_a_full_device_fails_writes_with_enospc_and_loses_nothing(tmp_path: Path) -> None:
     served = Served(tmp_path)
     try:
-        served.create(size="32M", region="256M")
+        served.create(32, 256)
         served.start()
         with Raw(served.socket) as client:
             client.go()
@@ -209,7 +209,7 @@ def test_auto_purge_makes_room_before_a_writer_sees_enospc(tmp_path: Path) -> No
     """Five states of 4 MiB go through 16 MiB of NVM; only the running point has to stay."""
     served = Served(tmp_path)
     try:
-        served.create(size="16M", region="8M")
+        served.create(16, 8)
         served.start("--auto-purge", "20%")
         client, held = write_rounds(served, 5, 4 * MIB)
         assert "purged" in served.log
@@ -236,7 +236,7 @@ def test_purges_to_a_target_in_a_loop_keep_a_busy_region_from_filling_up(tmp_pat
 
     loop = threading.Thread(target=purge)
     try:
-        served.create(size="16M", region="8M")
+        served.create(16, 8)
         served.start()
         loop.start()
         client, held = write_rounds(served, 5, 4 * MIB, before=wait)

@@ -20,7 +20,7 @@ def test_blocks_of_an_answer_that_waits_are_not_written_again(command: Command, 
     served = Served(tmp_path)
     length = 20 * MIB
     try:
-        served.create(size="40M", region="64M")
+        served.create(40, 64)
         served.start()
         with Raw(served.socket) as slow, Raw(served.socket) as other:
             slow.go()
