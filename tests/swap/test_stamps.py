@@ -233,7 +233,7 @@ def test_what_went_with_a_killed_process_begins_anew(swap_path: Path, stamps_pat
 def test_kills_at_any_moment_leave_pages_that_the_stamps_know(swap_path: Path, stamps_path: Path) -> None:
     rng = random.Random(1)
     lost = 0
-    for seed in range(4):
+    for seed in range(int(os.environ.get("NVMTOOL_KILLS", "4"))):
         arguments = [swap_path, "--resident", RESIDENT, "--stamps", stamps_path, "--seed", seed, "--workload", "uniform"]
         process = subprocess.Popen([*_COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL)
         while not stamps_path.exists():
