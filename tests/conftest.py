@@ -18,8 +18,8 @@ MEMORY = Path("/dev/shm")
 # Far more than tests have at a time: what a test leaves goes with it (`tmp_path_retention_policy`).
 _MEMORY_BYTES = 6 << 30
 # A file system in memory does not tell where a file's blocks lie (FIEMAP).
-_ON_DISK = ("contract", "faults", "integration", "media", "swap")
-_BUT_NOT = ("test_stamps.py", "test_vm.py")
+_ON_DISK = ("contract/test_reservation.py", "contract/test_swap.py", "faults/*", "integration/*", "media/*", "swap/*")
+_BUT_NOT = ("swap/test_stamps.py", "swap/test_vm.py")
 _LONG = ("test_session.py", "test_nbd_guest.py", "test_guests.py", "test_kill.py")
 
 
@@ -52,8 +52,8 @@ def disk_path() -> Generator[Path, None, None]:
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder for the test's files: on a disk where the tests are about which blocks of a file have storage, else in memory."""
-    here = request.path
-    found: Path = request.getfixturevalue("disk_path") if here.parent.name in _ON_DISK and here.name not in _BUT_NOT else tmp_path
+    about_storage = any(map(request.path.match, _ON_DISK)) and not any(map(request.path.match, _BUT_NOT))
+    found: Path = request.getfixturevalue("disk_path") if about_storage else tmp_path
     return found
 
 
