@@ -204,7 +204,8 @@ def sweep_snapshot(region: Region, record: Record, progress: Progress = None) ->
 def delete_region(device: Device, name: str, *, dry_run: bool = False, progress: Progress = None) -> Change:
     """Delete a region with all its snapshots; its space is free on return. Raises NotFoundError."""
     device.require(dry_run=dry_run)
-    if (name, None) in device.resumed:
+    if device.records.find(name) is None and (name, None) in device.resumed:
+        device.resumed.discard((name, None))
         return Change(0, 0, 0)
     region = device.region(name)
     region.flush()
@@ -308,9 +309,7 @@ def _zero_edges(region: Region, offset: int, length: int, *, dry_run: bool) -> N
 
 def find_deleted(region: Region, name: str) -> Record | None:
     """Return the record of a snapshot that may be deleted; None when a writable open just completed its deletion."""
-    if (region.name, name) in region.device.resumed:
-        return None
     record = region.snapshots.find(name)
-    if record is None:
+    if record is None and (region.name, name) not in region.device.resumed:
         raise NotFoundError(f"{region.device.path}: region {region.name!r} has no snapshot {name!r}")
     return record

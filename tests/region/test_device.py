@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nvmtool.errors import BusyError, DamagedError, FormatError, NoSpaceError, StorageError
+from nvmtool.errors import BusyError, DamagedError, FormatError, NoSpaceError, NotFoundError, StorageError
 from nvmtool.media.newfile import NewFile
+from nvmtool.region import layout as lay
 from nvmtool.region.check import check_device
 from nvmtool.region.device import Device
 from nvmtool.region.format import format_device
 from nvmtool.region.purge import purge
 from nvmtool.region.snapshots import create_snapshot, delete_snapshot, revert_region
+from nvmtool.region.sweep import mark_deleted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,3 +263,27 @@ def test_formatting_again_goes_on_where_it_was_cut_off_between_its_two_files(tmp
         Device.open(path)
     format_device(path, size_bytes=32 << 20, mass=mass, force=True)
     assert check_device(path).clean
+
+
+def test_what_has_the_name_of_something_whose_deletion_was_finished_is_deleted_for_real(tmp_path: Path) -> None:
+    path = tmp_path / "disk.nvm"
+    format_device(path, size_bytes=4 << 20, mass=tmp_path / "disk.mass")
+    with Device.open(path, writable=True) as device:
+        device.create_region("vm1", 1 << 20)
+        other = device.create_region("vm2", 1 << 20)
+        create_snapshot(other, "monday")
+        with device.transaction():  # as far as a killed deletion may come
+            record = device.region("vm1").record
+            record.put("flags", record.get("flags") | lay.DELETING)
+            mark_deleted(other, other.snapshot("monday"))
+    with Device.open(path, writable=True) as device:
+        assert device.resumed == {("vm1", None), ("vm2", "monday")}
+        device.create_region("vm1", 1 << 20)
+        create_snapshot(device.region("vm2"), "monday")
+        device.delete_region("vm1")
+        delete_snapshot(device.region("vm2"), "monday")
+        assert [region.name for region in device.regions()] == ["vm2"]
+        assert not list(device.region("vm2").snapshots)
+        assert device.delete_region("vm1").pointers_updated == 0  # the deletion that the killed process was asked for
+        with pytest.raises(NotFoundError):
+            device.delete_region("vm1")
