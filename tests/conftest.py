@@ -17,8 +17,16 @@ from tests.guest.guest import why_no_guests
 MEMORY = Path("/dev/shm")
 # Far more than tests have at a time: what a test leaves goes with it (`tmp_path_retention_policy`).
 _MEMORY_BYTES = 6 << 30
-# A file system in memory does not tell where a file's blocks lie (FIEMAP).
-_ON_DISK = ("contract/test_reservation.py", "contract/test_swap.py", "faults/*", "integration/*", "media/*", "swap/*")
+# A file system in memory does not tell where a file's blocks lie (FIEMAP), and a command may be over there before it is interrupted.
+_ON_DISK = (
+    "contract/test_reservation.py",
+    "contract/test_swap.py",
+    "crash/test_interrupt.py",
+    "faults/*",
+    "integration/*",
+    "media/*",
+    "swap/*",
+)
 _BUT_NOT = ("swap/test_stamps.py", "swap/test_vm.py")
 _LONG = ("test_session.py", "test_nbd_guest.py", "test_guests.py", "test_kill.py")
 
@@ -51,9 +59,9 @@ def disk_path() -> Generator[Path, None, None]:
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A folder for the test's files: on a disk where the tests are about which blocks of a file have storage, else in memory."""
-    about_storage = any(map(request.path.match, _ON_DISK)) and not any(map(request.path.match, _BUT_NOT))
-    found: Path = request.getfixturevalue("disk_path") if about_storage else tmp_path
+    """A folder for the test's files: on a disk where the tests need one, else in memory."""
+    on_disk = any(map(request.path.match, _ON_DISK)) and not any(map(request.path.match, _BUT_NOT))
+    found: Path = request.getfixturevalue("disk_path") if on_disk else tmp_path
     return found
 
 

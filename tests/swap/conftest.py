@@ -33,7 +33,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, Pat
             with image.open("wb") as file:
                 file.truncate(IMAGE_BYTES)
             subprocess.run([*command, image], env={**os.environ, "PATH": PATH}, check=True, capture_output=True)
-            done = subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True, text=True, check=False)
+            done = subprocess.run(["mount", "-o", "loop,discard", image, folder], capture_output=True, text=True, check=False)
             if done.returncode:
                 found[kind] = f"mounting needs root: {done.stderr.strip()}"
                 continue
