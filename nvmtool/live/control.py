@@ -167,8 +167,10 @@ class Control:
         except OSError:  # gone already, or no descriptor to spare
             return
         caller.setblocking(False)
-        if peer_uid(caller) not in (0, os.geteuid()) or len(self._callers) >= _MOST_CALLERS:
-            Job("", {}, caller, lambda _: None)._send({"error": "BusyError", "message": "the server belongs to another user"}, wait=False)
+        foreign = peer_uid(caller) not in (0, os.geteuid())
+        if foreign or len(self._callers) >= _MOST_CALLERS:
+            why = "the server belongs to another user" if foreign else "the server has too many commands to do"
+            Job("", {}, caller, lambda _: None)._send({"error": "BusyError", "message": why}, wait=False)
             caller.close()
             return
         fd = caller.fileno()

@@ -120,8 +120,9 @@ class Rounds:
         return vm
 
     def _is_served(self) -> bool:
-        """Tell whether somebody has the file open for writing."""
-        return bool(check_swap(self.folder / FILE).not_compared)
+        """Tell whether somebody has the file open for writing, and has swapped something out."""
+        path = self.folder / FILE
+        return bool(check_swap(path).not_compared) and path.stat().st_blocks * 512 > 2 << 20
 
     def _end_vm(self, vm: subprocess.Popen[bytes], *, kill: bool) -> None:
         vm.send_signal(signal.SIGKILL if kill else signal.SIGTERM)

@@ -23,7 +23,7 @@ from nvmtool.swap.swapfile import SwapFile
 
 MIB = 1 << 20
 NVMTOOL = [sys.executable, "-m", "nvmtool"]
-MEMORY = 32 * MIB
+MEMORY = 48 * MIB
 
 
 def nvmtool(*arguments: object, code: int = 0) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def run_and_defragment(folder: Path, *, reserved: bool) -> None:
         nvmtool("reservation", "create", pool, "--size", MEMORY)
         backing = ["--reservation", pool]
     nvmtool("swap", "create", path, "--memory", MEMORY, *backing)
-    nvmtool("swap", "run", path, "--resident", "6M", "--workload", "sweep", "--ops", MEMORY // 4096, "--stamps", stamps)
+    nvmtool("swap", "run", path, "--resident", "8M", "--workload", "sweep", "--ops", MEMORY // 4096, "--stamps", stamps)
     files = [path, pool] if reserved else [path]
     before = storage(*files)
-    with running_vm(path, "--resident", "24M", "--workload", "uniform", "--stamps", stamps) as vm:
+    with running_vm(path, "--resident", "36M", "--workload", "uniform", "--stamps", stamps) as vm:
         wait_until_sparse(path)
         results = [nvmtool("defrag", path)]
         while not results[-1]["complete"] and len(results) < 5:
@@ -97,9 +97,9 @@ def run_and_defragment(folder: Path, *, reserved: bool) -> None:
         else:
             assert storage(*files) <= before - sum(each["bytes_released"] for each in results) + 4 * MIB
         assert (found := nvmtool("swap", "check", path))["clean"], found
-        held = nvmtool("swap", "run", path, "--resident", "6M", "--ops", 1, code=6)
+        held = nvmtool("swap", "run", path, "--resident", "8M", "--ops", 1, code=6)
         assert str(vm.pid) in held["error"]
-    verified = nvmtool("swap", "run", path, "--resident", "6M", "--ops", 0, "--verify", "--stamps", stamps)
+    verified = nvmtool("swap", "run", path, "--resident", "8M", "--ops", 0, "--verify", "--stamps", stamps)
     assert (verified["verified_pages"], verified["errors"]) == (MEMORY // 4096, 0)
     idle = nvmtool("defrag", path)
     assert idle["blocks_after"] == idle["blocks_optimal"] == MEMORY // MIB
@@ -118,10 +118,10 @@ def test_two_vms_on_one_reservation_defragmented_at_once_never_have_more_than_wa
     paths = [folder / f"vm{number}.vswp" for number in (1, 2)]
     for path in paths:
         nvmtool("swap", "create", path, "--memory", MEMORY, "--reservation", pool)
-        nvmtool("swap", "run", path, "--resident", "6M", "--workload", "sweep", "--ops", MEMORY // 4096)
+        nvmtool("swap", "run", path, "--resident", "8M", "--workload", "sweep", "--ops", MEMORY // 4096)
     assert nvmtool("swap", "create", folder / "vm3.vswp", "--memory", MIB, "--reservation", pool, code=8)["error"]
     before = storage(pool, *paths)
-    with running_vm(paths[0], "--resident", "24M"), running_vm(paths[1], "--resident", "24M", "--workload", "zipf"):
+    with running_vm(paths[0], "--resident", "36M"), running_vm(paths[1], "--resident", "36M", "--workload", "zipf"):
         wait_until_sparse(paths[0])
         helpers = [subprocess.Popen([*NVMTOOL, "defrag", str(path), "--quiet"]) for path in paths]
         assert [helper.wait(timeout=60) for helper in helpers] == [0, 0]
