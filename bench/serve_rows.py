@@ -328,8 +328,9 @@ class ServeRows:
                 client.terminate()
                 client.wait()
         self.clean()
-        median, note = statistics.median(found), f"{min(found) * 1e3:.1f} to {max(found) * 1e3:.1f} ms in {len(found)} snapshots"
-        return {"work": work, "ours_s": median, "peer_s": None, "ratio": None, "target": "<= 5 ms", "met": median <= 0.005, "note": note}
+        median, slowest = statistics.median(found), max(found)
+        note = f"{min(found) * 1e3:.1f} to {slowest * 1e3:.1f} ms in {len(found)} snapshots"
+        return {"work": work, "ours_s": median, "peer_s": None, "ratio": None, "target": "<= 5 ms", "met": slowest <= 0.005, "note": note}
 
 
 ROWS: dict[str, Callable[[ServeRows], Row]] = {
