@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -114,8 +113,8 @@ class Record:
 def check_name(name: str) -> None:
     """Raise UsageError for a name that no region or snapshot may have."""
     nbytes = len(name.encode(errors="surrogatepass"))
-    if not 0 < nbytes <= NAME_BYTES or any(c in "/@" or unicodedata.category(c) in ("Cc", "Cs") for c in name) or name in (".", ".."):
-        raise UsageError(f"name {name!r}: 1 to {NAME_BYTES} bytes of UTF-8, without '/', '@' or control characters, and not '.' or '..'")
+    if not 0 < nbytes <= NAME_BYTES or any(c in "/@\0\n" or "\ud800" <= c <= "\udfff" for c in name) or name in (".", ".."):
+        raise UsageError(f"name {name!r}: 1 to {NAME_BYTES} bytes of UTF-8, without '/', '@', newline or NUL, and not '.' or '..'")
 
 
 def encode_name(name: str) -> list[int]:
