@@ -12,6 +12,7 @@ Both act by ballooning alone, and know of a guest what is free in it, not what i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from measure import MIB
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nvmtool.sched.model import ModelWorld
 
 
-class PeerPolicy:
+class PeerPolicy(ABC):
     """Looks, decides and tells the balloons; the host's part of the plan is nvmtool's, so that all are measured against one goal."""
 
     name: str
@@ -34,9 +35,9 @@ class PeerPolicy:
     def __init__(self, world: ModelWorld) -> None:
         self.world = world
 
+    @abstractmethod
     def sizes(self, facts: Facts) -> Mapping[str, float]:
         """Return the memory that each VM is to have; left out where it is not told anything."""
-        raise NotImplementedError
 
     def once(self, _now: float) -> tuple[Plan, Outcome]:
         """Govern once."""

@@ -42,7 +42,10 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Let SIGTERM, SIGINT and SIGHUP end a run in order, in the main thread; what nohup set stays, as all does in another thread."""
+    """Let SIGTERM, SIGINT and SIGHUP end a run in order, in the main thread; in another one signals stay as they are.
+
+    A SIGHUP that is ignored, as nohup wants it, stays so.
+    """
     stop = Stop()
 
     def handler(number: int, _frame: FrameType | None) -> None:
@@ -51,7 +54,9 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield stop

@@ -149,7 +149,7 @@ def _open(stack: ExitStack, src: str) -> tuple[BinaryIO, bool, int]:
 
 
 def open_spool(device: Device) -> BinaryIO:
-    """Open a nameless file beside the image, or its mass store where the image is a device or its folder read-only, or for such files."""
+    """Open a nameless file beside the image, beside its mass store where the image is a device or its folder read-only, else in TMPDIR."""
     for path in (device.path, device.mass.path if device.mass is not None else device.path):
         if path.is_file() and os.access(path.resolve().parent, os.W_OK):
             return tempfile.TemporaryFile(dir=path.resolve().parent)

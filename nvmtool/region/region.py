@@ -312,8 +312,9 @@ class Region:
         self._pending.update(placed)
         tables = self._pending_tables
         for first, data in extents:
-            tables.add(first >> lay.TABLE_BITS)
-            if len(data) > lay.BLOCK_SIZE:
+            if len(data) == lay.BLOCK_SIZE:  # most are, of a random writer
+                tables.add(first >> lay.TABLE_BITS)
+            else:
                 tables.update(range(first >> lay.TABLE_BITS, (first + len(data) // lay.BLOCK_SIZE - 1 >> lay.TABLE_BITS) + 1))
 
     def _place(self, extents: Sequence[tuple[int, memoryview]], placed: dict[int, int]) -> list[tuple[int, list[Chunk]]]:
